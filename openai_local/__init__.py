@@ -1,0 +1,81 @@
+"""A local LLM behind the OpenAI API, mounted in a Python web application by one line.
+
+    app.mount("/v1", openai_local.app())
+
+The life of a request:
+
+1. ``routes/`` reads the body into the endpoint's type, or answers 400 naming what is wrong;
+2. ``registry.py`` finds the model that ``model`` names and has it loaded, once, on first use;
+3. ``chat_template.py`` renders the messages with the model's own template, in a sandbox;
+4. ``routes/generation.py`` tokenises and submits one generation a choice to the engine;
+5. ``engine/worker.py`` hands it to the model's one thread through an inbox;
+6. ``engine/scheduler.py`` picks each step's tokens: every running sequence's, then prompt chunks;
+7. ``engine/llama.py`` decodes them with llama.cpp; ``engine/text.py`` makes text of the tokens;
+8. ``engine/bridge.py`` wakes the event loop once a step with all that the step made;
+9. the endpoint turns deltas into chunks, ``routes/sse.py`` sends them, or they are folded to one.
+
+Importing this package imports neither llama_cpp nor a web framework: each is imported on use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from openai_local.application import Application
+    from openai_local.config import ConfigError, Settings
+    from openai_local.engine import Engine, EngineConfig, EngineError
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Application",
+    "ConfigError",
+    "Engine",
+    "EngineConfig",
+    "EngineError",
+    "Settings",
+    "app",
+]
+
+_ROOMS = {
+    "Application": "openai_local.application",
+    "ConfigError": "openai_local.config",
+    "Engine": "openai_local.engine",
+    "EngineConfig": "openai_local.engine",
+    "EngineError": "openai_local.engine",
+    "Settings": "openai_local.config",
+}
+
+
+def app(model: str | Path | None = None, **options: Any) -> Application:
+    """An ASGI application with the OpenAI routes, to mount at any prefix or to serve by itself.
+
+    ``model`` is the path of a GGUF file; without one, the setting ``OPENAI_LOCAL_MODEL`` or the
+    packaged SmolLM2 is used. ``options`` are the fields of :class:`Settings`; each may also come
+    from the environment as ``OPENAI_LOCAL_<NAME>``, and an argument wins.
+
+    Nothing is loaded here: the model loads at the first request that needs it, or when the host
+    runs the application's ``lifespan``.
+
+    Raises :class:`ConfigError` for an unknown or ill-typed setting, naming it.
+    """
+    from openai_local.application import Application
+    from openai_local.config import load_settings
+
+    if model is not None:
+        options["model"] = model
+    return Application(load_settings(**options))
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return getattr(import_module(_ROOMS[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
