@@ -234,7 +234,7 @@ async def drive(
 
 def _sample(answer: Transcript | Exception) -> Sample:
     if isinstance(answer, Exception):
-        return Sample(error=str(answer) or type(answer).__name__)
+        return Sample(error=f"{type(answer).__name__}: {answer}")
     try:
         return read_transcript(answer)
     except (StreamFailure, ValueError) as error:

@@ -1,0 +1,58 @@
+"""Tokens in, events out: llama.cpp with continuous batching on a thread of its own.
+
+The life of the thread: it opens the backend, then takes steps. A step drains the inbox, gives
+free slots to waiting sequences, decodes one token for every running sequence, samples, delivers,
+then computes prompt chunks or embeddings within a budget, and delivers again. With nothing to do
+it sleeps on its inbox. When it is told to stop it answers everybody and frees the model.
+
+Knows no HTTP, no OpenAI types and no pydantic. Only ``llama.py`` imports llama_cpp; only
+``bridge.py`` knows an event loop's machinery.
+"""
+
+from openai_local.engine.bridge import Generation
+from openai_local.engine.config import EngineConfig
+from openai_local.engine.engine import Engine
+from openai_local.engine.errors import (
+    EmptyPrompt,
+    EngineError,
+    EngineStopped,
+    InvalidRequest,
+    InvalidToken,
+    ModelLoadFailed,
+    PromptTooLong,
+    StepFailed,
+    Unsupported,
+)
+from openai_local.engine.messages import (
+    Failed,
+    Finished,
+    GenerationRequest,
+    ModelInfo,
+    SamplingParams,
+    TextDelta,
+    Usage,
+)
+from openai_local.engine.metrics import EngineMetrics
+
+__all__ = [
+    "EmptyPrompt",
+    "Engine",
+    "EngineConfig",
+    "EngineError",
+    "EngineMetrics",
+    "EngineStopped",
+    "Failed",
+    "Finished",
+    "Generation",
+    "GenerationRequest",
+    "InvalidRequest",
+    "InvalidToken",
+    "ModelInfo",
+    "ModelLoadFailed",
+    "PromptTooLong",
+    "SamplingParams",
+    "StepFailed",
+    "TextDelta",
+    "Unsupported",
+    "Usage",
+]

@@ -1,0 +1,163 @@
+"""The seam between the engine and llama.cpp, with two real sides: LlamaBackend and a test fake."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from openai_local.engine.messages import ModelInfo, SamplingParams
+
+Int32s = npt.NDArray[np.int32]
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The input of one decode. All arrays have shape (n_tokens,).
+
+    ``slots`` ascend, and are contiguous for speed: llama.cpp splits a batch with gaps.
+    ``outputs`` is 1 where the token's logits are wanted.
+    """
+
+    tokens: Int32s
+    positions: Int32s
+    slots: Int32s
+    outputs: npt.NDArray[np.int8]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+class DecodeFailed(Exception):
+    """``llama_decode`` returned ``code``; nothing of the batch can be relied on."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(f"llama_decode returned {code}: {reason}")
+        self.code = code
+
+
+class Vocabulary(Protocol):
+    """Text to tokens and back. Free to every thread while the model is open."""
+
+    @property
+    def n_tokens(self) -> int: ...
+
+    @property
+    def control_tokens(self) -> Sequence[str]:
+        """The texts that become control tokens when specials are parsed."""
+        ...
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        """Token ids of ``text``. Raises EngineStopped once the model is closed."""
+        ...
+
+    def bos(self) -> int | None:
+        """The token that the model wants before every text, if any."""
+        ...
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of a token, which may be part of a character; control tokens have none."""
+        ...
+
+    def is_eog(self, token: int) -> bool:
+        """Whether the token ends a generation."""
+        ...
+
+    def eog_tokens(self) -> Sequence[int]: ...
+
+
+class Draw(Protocol):
+    """Chooses a token from one row of logits. Owned by one sequence."""
+
+    def draw(self, row: Floats, index: int) -> int:
+        """``row`` has shape (n_vocab,); ``index`` is the token's place in the last batch."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class EmbeddingBackend(Protocol):
+    """A context of its own for embeddings. Engine thread only."""
+
+    @property
+    def n_max(self) -> int:
+        """The longest input in tokens."""
+        ...
+
+    @property
+    def n_batch(self) -> int:
+        """The most tokens that one call takes."""
+        ...
+
+    @property
+    def n_seq(self) -> int:
+        """The most inputs that one call takes."""
+        ...
+
+    @property
+    def whole_inputs(self) -> bool:
+        """Whether an input must be computed in one call, as attention that looks ahead needs."""
+        ...
+
+    def embed(self, batch: Batch) -> Floats:
+        """One decode of pieces of inputs, one slot an input.
+
+        Shape (n_slots in the batch, n_embd): with ``whole_inputs`` the pooled vectors; else the
+        piece's part of the pooling, to be folded by :meth:`pool`.
+        """
+        ...
+
+    def pool(self, parts: Sequence[Floats], n_tokens: int) -> Floats:
+        """The vector of one input from the parts of its pieces, in order. Shape (n_embd,)."""
+        ...
+
+    def reset(self) -> None:
+        """Forget all inputs."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Backend(Protocol):
+    """A model with a context for generation. Engine thread only, but for ``vocabulary``."""
+
+    @property
+    def info(self) -> ModelInfo: ...
+
+    @property
+    def vocabulary(self) -> Vocabulary: ...
+
+    @property
+    def n_slots(self) -> int: ...
+
+    @property
+    def n_batch(self) -> int: ...
+
+    def decode(self, batch: Batch) -> Floats:
+        """Shape (n_outputs, n_vocab), rows in the batch's order, valid until the next decode.
+
+        The rows may be written to. Raises DecodeFailed.
+        """
+        ...
+
+    def copy(self, source: int, target: int) -> None:
+        """Make ``target`` hold what ``source`` holds."""
+        ...
+
+    def truncate(self, slot: int, n_keep: int) -> bool:
+        """Keep the first ``n_keep`` tokens of a slot; False where the memory cannot: then empty."""
+        ...
+
+    def draw(self, sampling: SamplingParams, seed: int) -> Draw: ...
+
+    def open_embedding(self) -> EmbeddingBackend:
+        """Raises Unsupported."""
+        ...
+
+    def close(self) -> None:
+        """Free everything. Safe to call twice."""
+        ...

@@ -1,0 +1,145 @@
+"""The engine's side of an event loop: the only asyncio or trio here.
+
+The engine thread must never wait for a loop: it posts one callback a step to each loop, which
+puts everything that the step made into the generations' queues.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable
+from concurrent.futures import CancelledError, Future
+from typing import TypeVar
+
+import anyio
+
+from openai_local.engine.messages import Event, Failed, Finished, TextDelta
+
+T = TypeVar("T")
+
+
+class Loop:
+    """A running event loop, asyncio's or trio's, to which other threads can post."""
+
+    __slots__ = ("_key", "_post")
+
+    def __init__(self) -> None:
+        """Of the calling task."""
+        if _in_trio():
+            import trio
+
+            token = trio.lowlevel.current_trio_token()
+            self._key: object = token
+            self._post: Callable[..., object] = token.run_sync_soon
+        else:
+            loop = asyncio.get_running_loop()
+            self._key = loop
+            self._post = loop.call_soon_threadsafe
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Loop) and self._key is other._key
+
+    def __hash__(self) -> int:
+        return id(self._key)
+
+    def post(self, callback: Callable[..., object], *args: object) -> bool:
+        """Run ``callback`` in the loop soon; False if the loop is gone."""
+        try:
+            self._post(callback, *args)
+        except RuntimeError:  # trio.RunFinishedError is one
+            return False
+        return True
+
+
+def _in_trio() -> bool:
+    if "trio" not in sys.modules:
+        return False
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return True
+    return False
+
+
+class Generation:
+    """One generation being made: an async iterator of TextDelta, ended by Finished.
+
+    Raises the EngineError that ended it, if one did. Whoever stops reading early must call
+    :meth:`cancel`; ``async with`` does.
+    """
+
+    def __init__(self, cancel: Callable[[Generation], None]) -> None:
+        self.loop = Loop()
+        self._cancel = cancel
+        self._events: deque[Event] = deque()
+        self._arrived = anyio.Event()
+        self._ended = False
+
+    def __aiter__(self) -> AsyncIterator[TextDelta | Finished]:
+        return self._iterate()
+
+    async def __aenter__(self) -> Generation:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self.cancel()
+
+    def cancel(self) -> None:
+        """Free the generation's place before the next decode. After its end, does nothing."""
+        if not self._ended:
+            self._ended = True
+            self._cancel(self)
+
+    async def _iterate(self) -> AsyncIterator[TextDelta | Finished]:
+        try:
+            while True:
+                while self._events:
+                    event = self._events.popleft()
+                    if isinstance(event, Failed):
+                        self._ended = True
+                        raise event.error
+                    if isinstance(event, Finished):
+                        self._ended = True
+                        yield event
+                        return
+                    yield event
+                await self._arrived.wait()
+                self._arrived = anyio.Event()
+        finally:
+            self.cancel()
+
+    def _put(self, event: Event) -> None:
+        self._events.append(event)
+        self._arrived.set()
+
+
+def deliver(events: Iterable[tuple[Generation, Event]]) -> list[Generation]:
+    """Post a step's events, one callback a loop; returns the generations whose loop is gone."""
+    per_loop: dict[Loop, list[tuple[Generation, Event]]] = {}
+    for generation, event in events:
+        per_loop.setdefault(generation.loop, []).append((generation, event))
+    lost: list[Generation] = []
+    for loop, batch in per_loop.items():
+        if not loop.post(_put_all, batch):
+            lost += [generation for generation, _ in batch]
+    return lost
+
+
+def _put_all(batch: list[tuple[Generation, Event]]) -> None:
+    for generation, event in batch:
+        generation._put(event)
+
+
+async def wait(future: Future[T]) -> T:
+    """The result of a future that another thread completes. Cancelling leaves the future be."""
+    if not future.done():
+        loop = Loop()
+        done = anyio.Event()
+        future.add_done_callback(lambda _: loop.post(done.set))
+        await done.wait()
+    try:
+        return future.result(0)
+    except CancelledError:
+        raise RuntimeError("the work was cancelled by somebody else") from None

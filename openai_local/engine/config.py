@@ -1,0 +1,28 @@
+"""The engine's settings, resolved by the backend when it opens the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """What to load and how. None leaves the choice to the engine.
+
+    Sizes are in tokens. ``n_ctx`` is the longest sequence, ``n_parallel`` how many run at once;
+    each running sequence owns ``n_ctx`` cells of KV memory. ``n_gpu_layers`` -1 means all.
+    ``target_itl_ms`` bounds the time between two tokens of a stream while prompts are computed.
+    """
+
+    model: Path
+    n_ctx: int | None = None
+    n_parallel: int | None = None
+    n_threads: int | None = None
+    n_threads_batch: int | None = None
+    n_gpu_layers: int = -1
+    n_batch: int = 2048
+    n_ubatch: int = 512
+    flash_attn: bool | None = None
+    use_mmap: bool = True
+    target_itl_ms: float = 100.0

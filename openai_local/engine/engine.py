@@ -1,0 +1,228 @@
+"""The door of an engine: start it, submit to it from any event loop, close it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import anyio.to_thread
+
+from openai_local.engine import bridge
+from openai_local.engine.backend import Backend, Floats, Vocabulary
+from openai_local.engine.config import EngineConfig
+from openai_local.engine.core import Cancel, EngineCore, Message, Submit
+from openai_local.engine.embedder import EmbeddingJob
+from openai_local.engine.errors import (
+    EmptyPrompt,
+    EngineStopped,
+    InvalidToken,
+    ModelLoadFailed,
+    PromptTooLong,
+    Unsupported,
+)
+from openai_local.engine.messages import GenerationRequest, ModelInfo
+from openai_local.engine.metrics import EngineMetrics
+from openai_local.engine.worker import Worker
+
+logger = logging.getLogger(__name__)
+
+STOP_TIMEOUT_S = 30.0
+
+
+def _open_llama(config: EngineConfig) -> Backend:
+    from openai_local.engine.llama import LlamaBackend
+
+    return LlamaBackend(config)
+
+
+class _Shared:
+    """What the engine thread leaves for the door."""
+
+    def __init__(self) -> None:
+        self.ready: Future[ModelInfo] = Future()
+        self.core: EngineCore | None = None
+        self.vocabulary: Vocabulary | None = None
+
+
+class Engine:
+    """A model on a thread of its own, that batches everything submitted to it.
+
+        async with Engine(EngineConfig(Path("model.gguf"))) as engine:
+            prompt = engine.tokenize("Once upon a time")
+            async for event in engine.submit(GenerationRequest(prompt, max_tokens=20)):
+                ...
+
+    Safe to use from several threads and event loops. Nothing happens before :meth:`start`.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig | Path | str,
+        *,
+        open_backend: Callable[[EngineConfig], Backend] = _open_llama,
+    ) -> None:
+        if not isinstance(config, EngineConfig):
+            config = EngineConfig(Path(config))
+        self.config = config
+        self._lock = threading.Lock()
+        self._started = False
+        self._shared = shared = _Shared()
+        # The thread must not keep an abandoned engine alive, so it knows these, not self.
+        self._worker: Worker[Message] = Worker(
+            f"openai_local {config.model.name}",
+            lambda: _open(config, open_backend, shared, worker_ref),
+        )
+        worker_ref = weakref.ref(self._worker)
+        # Runs at the interpreter's exit too, before a thread in C code could crash it.
+        self._finalizer = weakref.finalize(self, _stop, self._worker)
+
+    async def __aenter__(self) -> Engine:
+        await self.ready()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
+
+    def start(self) -> Future[ModelInfo]:
+        """Start loading, once; the future says when the model is loaded or why it is not."""
+        with self._lock:
+            if not self._started:
+                self._started = True
+                self._worker.start()
+        return self._shared.ready
+
+    async def ready(self) -> ModelInfo:
+        """Start if needed and wait for the model. Raises ModelLoadFailed, EngineStopped."""
+        return await bridge.wait(self.start())
+
+    @property
+    def loading(self) -> bool:
+        """Whether a load was asked for and is not done."""
+        return self._started and not self._shared.ready.done()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the model is loaded and its thread runs."""
+        return self._shared.core is not None and self._worker.alive
+
+    @property
+    def info(self) -> ModelInfo:
+        """Of the loaded model. Raises EngineStopped before."""
+        if self._shared.core is None:
+            raise EngineStopped
+        return self._shared.ready.result(0)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Text to tokens and back, on any thread. Raises EngineStopped before the load."""
+        if self._shared.vocabulary is None:
+            raise EngineStopped
+        return self._shared.vocabulary
+
+    def tokenize(
+        self, text: str, *, add_special: bool = True, parse_special: bool = False
+    ) -> list[int]:
+        """Token ids of ``text``, with the model's begin-of-text token if it wants one."""
+        return self.vocabulary.tokenize(
+            text, add_special=add_special, parse_special=parse_special
+        )
+
+    def submit(self, request: GenerationRequest) -> bridge.Generation:
+        """Start a generation, from within an event loop. Returns at once.
+
+        Raises EmptyPrompt, InvalidToken, PromptTooLong, Unsupported, EngineStopped.
+        """
+        info = self.info
+        if not info.can_generate:
+            raise Unsupported("text generation")
+        self._check_tokens(request.prompt_tokens, info.n_ctx - 1)
+        for token in request.sampling.logit_bias:
+            if not 0 <= token < info.n_vocab:
+                raise InvalidToken(token, info.n_vocab)
+        generation = bridge.Generation(self._cancel)
+        if not self._worker.post(Submit(generation, request)):
+            raise EngineStopped
+        return generation
+
+    async def embed(self, inputs: Sequence[Sequence[int]]) -> Floats:
+        """Unit vectors of token sequences, shape (n_inputs, n_embd).
+
+        Raises EmptyPrompt, InvalidToken, PromptTooLong, Unsupported, StepFailed, EngineStopped.
+        """
+        info = self.info
+        for tokens in inputs:
+            self._check_tokens(tokens, info.n_ctx)
+        job = EmbeddingJob(inputs)
+        if not self._worker.post(job):
+            raise EngineStopped
+        try:
+            return await bridge.wait(job.future)
+        finally:
+            job.future.cancel()
+
+    def metrics(self) -> EngineMetrics:
+        """A snapshot of the counters; all zero before the model is loaded."""
+        core = self._shared.core
+        return EngineMetrics() if core is None else core.metrics()
+
+    async def aclose(self) -> None:
+        """Stop the thread and free the model; whoever waits gets EngineStopped."""
+        self._worker.stop()
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(self.close)
+
+    def close(self) -> None:
+        """As :meth:`aclose`, blocking."""
+        with self._lock:
+            if not self._started:
+                self._started = True
+                self._shared.ready.set_exception(EngineStopped())
+        self._finalizer()
+
+    def _cancel(self, generation: bridge.Generation) -> None:
+        self._worker.post(Cancel(generation))
+
+    def _check_tokens(self, tokens: Sequence[int], n_max: int) -> None:
+        if not tokens:
+            raise EmptyPrompt
+        if len(tokens) > n_max:
+            raise PromptTooLong(len(tokens), n_max)
+        n_vocab = self.info.n_vocab
+        lowest, highest = min(tokens), max(tokens)
+        if lowest < 0 or highest >= n_vocab:
+            raise InvalidToken(lowest if lowest < 0 else highest, n_vocab)
+
+
+def _open(
+    config: EngineConfig,
+    open_backend: Callable[[EngineConfig], Backend],
+    shared: _Shared,
+    worker_ref: Callable[[], Worker[Message] | None],
+) -> EngineCore:
+    worker = worker_ref()
+    assert worker is not None, "a worker opens itself"
+    take: Any = worker.take
+    try:
+        backend = open_backend(config)
+        core = EngineCore(backend, config.target_itl_ms / 1000, take, bridge.deliver)
+    except Exception as error:
+        if not isinstance(error, ModelLoadFailed):
+            logger.exception("loading %s failed", config.model)
+            error = ModelLoadFailed(config.model, str(error) or repr(error))
+        shared.ready.set_exception(error)
+        raise
+    shared.vocabulary = backend.vocabulary
+    shared.core = core
+    shared.ready.set_result(backend.info)
+    return core
+
+
+def _stop(worker: Worker[Message]) -> None:
+    worker.stop()
+    if not worker.join(STOP_TIMEOUT_S):
+        logger.error("the engine's thread did not end within %.0f s", STOP_TIMEOUT_S)

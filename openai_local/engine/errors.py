@@ -1,0 +1,81 @@
+"""What can go wrong in the engine. Errors carry data; the routes turn them into HTTP.
+
+EngineError
+├── InvalidRequest         refused before any work: the caller's input
+│   ├── PromptTooLong      the prompt cannot fit the longest sequence
+│   ├── EmptyPrompt        nothing to compute
+│   ├── InvalidToken       a token id outside the vocabulary
+│   └── Unsupported        the model cannot do what was asked
+├── ModelLoadFailed        the file is missing, damaged, or too large
+├── StepFailed             llama.cpp failed the step that this work was part of
+└── EngineStopped          the engine was shut down before the work was done
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class EngineError(Exception):
+    """Base of all errors that leave the engine."""
+
+
+class InvalidRequest(EngineError):
+    """The input can never be served; nothing was computed."""
+
+
+class PromptTooLong(InvalidRequest):
+    """The prompt has ``n_prompt`` tokens where at most ``n_max`` fit."""
+
+    def __init__(self, n_prompt: int, n_max: int) -> None:
+        super().__init__(f"the prompt has {n_prompt} tokens; at most {n_max} fit")
+        self.n_prompt = n_prompt
+        self.n_max = n_max
+
+
+class EmptyPrompt(InvalidRequest):
+    """There is no token to start from."""
+
+    def __init__(self) -> None:
+        super().__init__("the prompt has no tokens")
+
+
+class InvalidToken(InvalidRequest):
+    """``token`` is not in the vocabulary of ``n_vocab`` tokens."""
+
+    def __init__(self, token: int, n_vocab: int) -> None:
+        super().__init__(f"token id {token} is outside the vocabulary of {n_vocab} tokens")
+        self.token = token
+        self.n_vocab = n_vocab
+
+
+class Unsupported(InvalidRequest):
+    """The model lacks an ability: ``ability`` names it."""
+
+    def __init__(self, ability: str) -> None:
+        super().__init__(f"the model does not support {ability}")
+        self.ability = ability
+
+
+class ModelLoadFailed(EngineError):
+    """The model at ``path`` could not be loaded; ``reason`` says why."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"cannot load {path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+
+class StepFailed(EngineError):
+    """The step failed; the work in it is lost, the engine goes on."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the engine's step failed: {reason}")
+        self.reason = reason
+
+
+class EngineStopped(EngineError):
+    """The engine is shutting down or was never started."""
+
+    def __init__(self) -> None:
+        super().__init__("the engine is stopped")

@@ -1,0 +1,142 @@
+"""Which tokens live in which slot, and where a new sequence goes. Pure: it only plans copies.
+
+Running sequences are kept in the lowest slots, since llama.cpp splits a batch whose slots have
+gaps; what finished sequences left behind is kept, where there is room, in the slots above.
+
+    slot   0      1      2      3      4
+          [run]  [run]  [idle] [run]  [idle: an older prompt]
+                          ^ the next admission goes here, and what is in it is parked, or lost
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+# A copy moves a slot's whole buffer; below this many tokens computing again is as fast.
+MIN_COPY_TOKENS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Do ``copies`` (source, target) in order; then ``slot`` holds ``n_reused`` valid tokens."""
+
+    slot: int
+    n_reused: int
+    copies: tuple[tuple[int, int], ...]
+
+
+class _Slot:
+    __slots__ = ("running", "tokens", "used_at")
+
+    def __init__(self) -> None:
+        self.tokens: Sequence[int] = ()
+        self.running = False
+        self.used_at = 0
+
+
+class PrefixCache:
+    """The engine tells what it does with each slot; the cache tells where to put things."""
+
+    def __init__(self, n_slots: int) -> None:
+        self._slots = [_Slot() for _ in range(n_slots)]
+        self._clock = 0
+
+    @property
+    def n_running(self) -> int:
+        return sum(slot.running for slot in self._slots)
+
+    def can_acquire(self) -> bool:
+        return any(not slot.running for slot in self._slots)
+
+    def acquire(self, prompt: Sequence[int]) -> Placement:
+        """Give the lowest free slot to a sequence, with the longest prefix that can be had.
+
+        Only idle slots are matched. The last prompt token is left out of the match: its logits
+        start the answer.
+        """
+        target = next(i for i, slot in enumerate(self._slots) if not slot.running)
+        source, n_match = self._longest_match(prompt)
+        n_here = _common_prefix(self._slots[target].tokens, prompt, len(prompt) - 1)
+        if source == target or n_match < max(MIN_COPY_TOKENS, n_here + 1):
+            source, n_match = target, n_here
+        copies: list[tuple[int, int]] = []
+        # A target that the prompt goes on from loses nothing worth keeping.
+        if source != target or n_match < len(self._slots[target].tokens) // 2:
+            copies += self._park(target, keep=source)
+        if source != target:
+            copies.append((source, target))
+        slot = self._slots[target]
+        slot.tokens = tuple(prompt[:n_match])
+        slot.running = True
+        self._touch(slot)
+        return Placement(target, n_match, tuple(copies))
+
+    def release(self, slot: int, tokens: Sequence[int]) -> None:
+        """A sequence left; its slot still holds ``tokens``."""
+        self._slots[slot].running = False
+        self._slots[slot].tokens = tuple(tokens)
+        self._touch(self._slots[slot])
+
+    def forget(self, slot: int) -> None:
+        """The slot's memory is no longer valid."""
+        self._slots[slot].tokens = ()
+
+    def compact(self) -> tuple[tuple[int, int], tuple[tuple[int, int], ...]] | None:
+        """Close the lowest gap with the highest running slot.
+
+        Returns ((source, target), copies to do in order, the move included), or None.
+        """
+        running = [i for i, slot in enumerate(self._slots) if slot.running]
+        if not running or running[-1] == len(running) - 1:
+            return None
+        source = running[-1]
+        target = next(i for i, slot in enumerate(self._slots) if not slot.running)
+        copies = [*self._park(target, keep=source), (source, target)]
+        self._slots[target].running = True
+        self._touch(self._slots[target])
+        self._slots[source].running = False
+        self._slots[source].tokens = ()
+        return (source, target), tuple(copies)
+
+    def _longest_match(self, prompt: Sequence[int]) -> tuple[int, int]:
+        best, n_best = -1, -1
+        for i, slot in enumerate(self._slots):
+            if not slot.running:
+                n = _common_prefix(slot.tokens, prompt, len(prompt) - 1)
+                if n > n_best:
+                    best, n_best = i, n
+        return best, n_best
+
+    def _park(self, target: int, keep: int) -> list[tuple[int, int]]:
+        """Save what an idle target holds into an idle slot that holds less recent tokens."""
+        held = self._slots[target]
+        if len(held.tokens) < MIN_COPY_TOKENS:
+            return []
+        others = [
+            (slot.used_at if slot.tokens else -1, i)
+            for i, slot in enumerate(self._slots)
+            if i not in (target, keep) and not slot.running
+        ]
+        if not others:
+            return []
+        used_at, place = min(others)
+        if used_at > held.used_at:
+            return []
+        self._slots[place].tokens = held.tokens
+        self._slots[place].used_at = held.used_at
+        return [(target, place)]
+
+    def _touch(self, slot: _Slot) -> None:
+        self._clock += 1
+        slot.used_at = self._clock
+
+
+def _common_prefix(a: Sequence[int], b: Sequence[int], limit: int) -> int:
+    n = max(min(len(a), limit), 0)
+    # Whole blocks compare in C; only the block that differs is walked.
+    for start in range(0, n, 256):
+        end = min(start + 256, n)
+        if tuple(a[start:end]) != tuple(b[start:end]):
+            return next(i for i in range(start, end) if a[i] != b[i])
+    return n

@@ -1,0 +1,68 @@
+"""Logits to a token: bias and penalties here, on the few tokens they touch; the draw behind.
+
+Penalties follow the OpenAI reference (presence and frequency, over the generated text) and
+llama.cpp (repeat_penalty, over the last ``repeat_last_n`` tokens, the prompt's included).
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Sequence
+
+import numpy as np
+
+from openai_local.engine.backend import Draw, Floats
+from openai_local.engine.messages import SamplingParams
+
+
+class Sampler:
+    """The choice of one sequence's tokens. Engine thread only."""
+
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt_tokens: Sequence[int],
+        eog_tokens: Sequence[int],
+        draw: Draw | None,
+    ) -> None:
+        """``draw`` None is greedy."""
+        bias = dict(params.logit_bias)
+        if params.ignore_eos:
+            bias.update(dict.fromkeys(eog_tokens, -np.inf))
+        self._bias_ids = np.fromiter(bias.keys(), np.int64, len(bias))
+        self._bias = np.fromiter(bias.values(), np.float32, len(bias))
+        self._draw = draw
+        self._presence = params.presence_penalty
+        self._frequency = params.frequency_penalty
+        self._counts: Counter[int] | None = (
+            Counter() if self._presence or self._frequency else None
+        )
+        self._repeat = params.repeat_penalty
+        self._recent: deque[int] | None = (
+            deque(prompt_tokens, maxlen=params.repeat_last_n) if self._repeat != 1.0 else None
+        )
+
+    def sample(self, row: Floats, index: int) -> int:
+        """The next token. ``row`` (n_vocab,) is edited in place."""
+        if self._recent:
+            ids = np.fromiter(set(self._recent), np.int64)
+            logits = row[ids]
+            row[ids] = np.where(logits <= 0, logits * self._repeat, logits / self._repeat)
+        if self._counts:
+            ids = np.fromiter(self._counts.keys(), np.int64, len(self._counts))
+            counts = np.fromiter(self._counts.values(), np.float32, len(self._counts))
+            row[ids] -= counts * np.float32(self._frequency) + np.float32(self._presence)
+        if len(self._bias_ids):
+            row[self._bias_ids] += self._bias
+        token = int(row.argmax()) if self._draw is None else self._draw.draw(row, index)
+        if self._counts is not None:
+            self._counts[token] += 1
+        if self._recent is not None:
+            self._recent.append(token)
+        return token
+
+    def close(self) -> None:
+        """Free the draw. Safe to call twice."""
+        draw, self._draw = self._draw, None
+        if draw is not None:
+            draw.close()

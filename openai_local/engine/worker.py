@@ -1,0 +1,110 @@
+"""One named thread with an inbox. It does not know what the work is."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
+
+logger = logging.getLogger(__name__)
+
+Message = TypeVar("Message")
+Contra = TypeVar("Contra", contravariant=True)
+
+
+class Work(Protocol[Contra]):
+    """What the thread does. All methods are called on it."""
+
+    def step(self, messages: list[Contra]) -> bool:
+        """Take the messages and do a bounded piece of work; False when there is nothing to do."""
+        ...
+
+    def close(self, messages: list[Contra]) -> None:
+        """Free everything; ``messages`` came too late to be worked on. Must not raise."""
+        ...
+
+
+class Worker(Generic[Message]):
+    """Runs ``open()`` on a thread of its own, then the work's steps, until it is stopped."""
+
+    def __init__(self, name: str, open: Callable[[], Work[Message]]) -> None:
+        """``open`` may raise: it must have told those who wait before it does."""
+        self._name = name
+        self._open = open
+        self._condition = threading.Condition()
+        self._inbox: deque[Message] = deque()
+        self._stopping = False
+        self._finished = False
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        # A daemon, so that the interpreter's exit reaches the handler that stops it.
+        self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+        self._thread.start()
+
+    def post(self, message: Message) -> bool:
+        """Leave a message, from any thread; False if the thread will not read it any more."""
+        with self._condition:
+            if self._stopping or self._finished:
+                return False
+            self._inbox.append(message)
+            self._condition.notify()
+            return True
+
+    def take(self) -> list[Message]:
+        """The messages that came in since the last look. For the work itself, within a step."""
+        if not self._inbox:
+            return []
+        with self._condition:
+            messages = list(self._inbox)
+            self._inbox.clear()
+            return messages
+
+    def stop(self) -> None:
+        """Ask the thread to end after its present step. Does not wait."""
+        with self._condition:
+            self._stopping = True
+            self._condition.notify()
+
+    def join(self, timeout_s: float | None = None) -> bool:
+        """Wait for the end; False if it did not come in time."""
+        thread = self._thread
+        if thread is None or thread is threading.current_thread():
+            return True
+        thread.join(timeout_s)
+        return not thread.is_alive()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread is not None and self._thread.is_alive() and not self._finished
+
+    def _run(self) -> None:
+        try:
+            work = self._open()
+        except Exception:
+            logger.debug("%s did not open", self._name, exc_info=True)
+            self._finish()
+            return
+        try:
+            busy = True
+            while True:
+                with self._condition:
+                    # Nothing to do burns no CPU.
+                    while not busy and not self._inbox and not self._stopping:
+                        self._condition.wait()
+                    if self._stopping:
+                        break
+                busy = work.step(self.take())
+        except Exception:
+            logger.exception("%s died", self._name)
+        finally:
+            work.close(self._finish())
+
+    def _finish(self) -> list[Message]:
+        with self._condition:
+            self._finished = True
+            messages = list(self._inbox)
+            self._inbox.clear()
+            return messages
