@@ -1,17 +1,11 @@
-# make serve   serve SmolLM2-135M-Instruct on http://127.0.0.1:8000
 # make test    lint, types and all tests
 
 PYTHON ?= python3
 VENV ?= .venv
-HOST ?= 127.0.0.1
-PORT ?= 8000
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: serve test lint types tests clean
-
-serve: $(VENV)/.serve
-	@$(BIN)/openai-local serve --host $(HOST) --port $(PORT)
+.PHONY: test lint types tests clean
 
 test: lint types tests
 

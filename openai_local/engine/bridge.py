@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError, Future
 from typing import TypeVar
 
@@ -77,8 +77,26 @@ class Generation:
         self._arrived = anyio.Event()
         self._ended = False
 
-    def __aiter__(self) -> AsyncIterator[TextDelta | Finished]:
-        return self._iterate()
+    def __aiter__(self) -> Generation:
+        return self
+
+    async def __anext__(self) -> TextDelta | Finished:
+        while not self._events:
+            if self._ended:
+                raise StopAsyncIteration
+            try:
+                await self._arrived.wait()
+            except BaseException:
+                self.cancel()
+                raise
+            self._arrived = anyio.Event()
+        event = self._events.popleft()
+        if isinstance(event, Failed):
+            self._ended = True
+            raise event.error
+        if isinstance(event, Finished):
+            self._ended = True
+        return event
 
     async def __aenter__(self) -> Generation:
         return self
@@ -91,24 +109,6 @@ class Generation:
         if not self._ended:
             self._ended = True
             self._cancel(self)
-
-    async def _iterate(self) -> AsyncIterator[TextDelta | Finished]:
-        try:
-            while True:
-                while self._events:
-                    event = self._events.popleft()
-                    if isinstance(event, Failed):
-                        self._ended = True
-                        raise event.error
-                    if isinstance(event, Finished):
-                        self._ended = True
-                        yield event
-                        return
-                    yield event
-                await self._arrived.wait()
-                self._arrived = anyio.Event()
-        finally:
-            self.cancel()
 
     def _put(self, event: Event) -> None:
         self._events.append(event)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence as Seq
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -210,7 +211,12 @@ class EngineCore:
 
     def _prefill(self, chunks: list[Chunk]) -> None:
         n = sum(chunk.n_tokens for chunk in chunks)
-        batch = Batch(*(np.empty(n, t) for t in (np.int32, np.int32, np.int32)), _zeros(n))
+        batch = Batch(
+            tokens=np.empty(n, np.int32),
+            positions=np.empty(n, np.int32),
+            slots=np.empty(n, np.int32),
+            outputs=np.zeros(n, np.int8),
+        )
         finished: list[tuple[Sequence, int]] = []
         at = 0
         for chunk in chunks:
@@ -265,9 +271,7 @@ class EngineCore:
         vocabulary = self._backend.vocabulary
         try:
             token = sequence.sampler.sample(row, index)
-            text, reason = sequence.accept(
-                token, vocabulary.piece(token), vocabulary.is_eog(token)
-            )
+            text, reason = sequence.accept(token, vocabulary.piece(token), vocabulary.is_eog(token))
         except Exception as failure:
             logger.exception("sampling failed")
             self._fail(sequence, StepFailed(repr(failure)))
@@ -303,10 +307,6 @@ class EngineCore:
             if sequence is not None:
                 self._counters.requests_cancelled_total += 1
                 self._end(sequence)
-
-
-def _zeros(n: int) -> Any:
-    return np.zeros(n, np.int8)
 
 
 def _fail(job: EmbeddingJob, error: Exception) -> None:

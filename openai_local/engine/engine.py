@@ -128,9 +128,7 @@ class Engine:
         self, text: str, *, add_special: bool = True, parse_special: bool = False
     ) -> list[int]:
         """Token ids of ``text``, with the model's begin-of-text token if it wants one."""
-        return self.vocabulary.tokenize(
-            text, add_special=add_special, parse_special=parse_special
-        )
+        return self.vocabulary.tokenize(text, add_special=add_special, parse_special=parse_special)
 
     def submit(self, request: GenerationRequest) -> bridge.Generation:
         """Start a generation, from within an event loop. Returns at once.

@@ -183,9 +183,7 @@ class _CBatch:
             None,
             _pointer(self.positions, ctypes.c_int32),
             _pointer(self._n_seq_id, ctypes.c_int32),
-            ctypes.cast(
-                self._seq_id.ctypes.data, ctypes.POINTER(ctypes.POINTER(ctypes.c_int32))
-            ),
+            ctypes.cast(self._seq_id.ctypes.data, ctypes.POINTER(ctypes.POINTER(ctypes.c_int32))),
             _pointer(self.outputs, ctypes.c_int8),
         )
 
@@ -207,7 +205,8 @@ def _view(address: Any, rows: int, columns: int) -> Floats:
     """llama.cpp's memory as an array, without a copy."""
     if not address:
         raise DecodeFailed(0, "no output")
-    return np.ctypeslib.as_array(address, shape=(rows, columns))
+    array: Floats = np.ctypeslib.as_array(address, shape=(rows, columns))
+    return array
 
 
 def _decode(context: Any, batch: Any, call: Any = lib.llama_decode) -> None:
@@ -463,17 +462,15 @@ class LlamaEmbedding:
             return np.stack([self._pooled(int(slot)) for slot in slots])
         _decode(self._context, c_batch)
         rows = _view(lib.llama_get_embeddings(self._context), len(batch), self._n_embd)
-        return np.stack(
-            [self._part(rows[a : a + n]) for a, n in zip(starts, counts, strict=True)]
-        )
+        return np.stack([self._part(rows[a : a + n]) for a, n in zip(starts, counts, strict=True)])
 
     def pool(self, parts: Sequence[Floats], n_tokens: int) -> Floats:
         if self.whole_inputs or self._pooling == lib.LLAMA_POOLING_TYPE_CLS:
             return parts[0]
         if self._pooling == lib.LLAMA_POOLING_TYPE_LAST:
             return parts[-1]
-        total: Floats = np.sum(parts, axis=0, dtype=np.float64) / n_tokens
-        return total
+        total = np.sum(np.stack(parts), axis=0, dtype=np.float64)
+        return np.asarray(total / n_tokens, np.float32)
 
     def reset(self) -> None:
         if self._memory:
@@ -486,15 +483,14 @@ class LlamaEmbedding:
 
     def _pooled(self, slot: int) -> Floats:
         vector = lib.llama_get_embeddings_seq(self._context, slot)
-        return _view(vector, 1, self._n_embd)[0].copy()
+        return np.array(_view(vector, 1, self._n_embd)[0], np.float32)
 
     def _part(self, rows: Floats) -> Floats:
         if self._pooling == lib.LLAMA_POOLING_TYPE_CLS:
-            return rows[0].copy()
+            return np.array(rows[0], np.float32)
         if self._pooling == lib.LLAMA_POOLING_TYPE_LAST:
-            return rows[-1].copy()
-        total: Floats = rows.sum(axis=0, dtype=np.float64)
-        return total
+            return np.array(rows[-1], np.float32)
+        return np.asarray(rows.sum(axis=0, dtype=np.float64), np.float32)
 
 
 def _text(call: Any, model: Any, *args: Any, size: int = 256) -> str:

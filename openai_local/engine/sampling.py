@@ -34,9 +34,7 @@ class Sampler:
         self._draw = draw
         self._presence = params.presence_penalty
         self._frequency = params.frequency_penalty
-        self._counts: Counter[int] | None = (
-            Counter() if self._presence or self._frequency else None
-        )
+        self._counts: Counter[int] | None = Counter() if self._presence or self._frequency else None
         self._repeat = params.repeat_penalty
         self._recent: deque[int] | None = (
             deque(prompt_tokens, maxlen=params.repeat_last_n) if self._repeat != 1.0 else None

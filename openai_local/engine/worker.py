@@ -11,17 +11,16 @@ from typing import Generic, Protocol, TypeVar
 logger = logging.getLogger(__name__)
 
 Message = TypeVar("Message")
-Contra = TypeVar("Contra", contravariant=True)
 
 
-class Work(Protocol[Contra]):
+class Work(Protocol[Message]):
     """What the thread does. All methods are called on it."""
 
-    def step(self, messages: list[Contra]) -> bool:
+    def step(self, messages: list[Message]) -> bool:
         """Take the messages and do a bounded piece of work; False when there is nothing to do."""
         ...
 
-    def close(self, messages: list[Contra]) -> None:
+    def close(self, messages: list[Message]) -> None:
         """Free everything; ``messages`` came too late to be worked on. Must not raise."""
         ...
 

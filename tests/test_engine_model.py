@@ -1,0 +1,138 @@
+"""The engine on the real model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import anyio
+import numpy as np
+import pytest
+from assets.minilm import minilm_gguf
+
+from openai_local.engine import (
+    Engine,
+    EngineConfig,
+    EngineStopped,
+    Finished,
+    GenerationRequest,
+    InvalidToken,
+    ModelLoadFailed,
+    PromptTooLong,
+    SamplingParams,
+    TextDelta,
+)
+
+pytestmark = [pytest.mark.model, pytest.mark.anyio]
+
+FRANCE = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.fixture(scope="module", params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+async def engine(smollm2: Path, anyio_backend: str) -> AsyncIterator[Engine]:
+    async with Engine(EngineConfig(smollm2, n_ctx=512, n_parallel=4)) as engine:
+        yield engine
+
+
+async def read(engine: Engine, request: GenerationRequest) -> tuple[str, Finished]:
+    text = ""
+    async for event in engine.submit(request):
+        if isinstance(event, TextDelta):
+            text += event.text
+        else:
+            return text, event
+    raise AssertionError("a generation ends with Finished")
+
+
+async def test_the_capital_of_france_is_paris(engine: Engine) -> None:
+    prompt = engine.tokenize(FRANCE, parse_special=True)
+    text, end = await read(engine, GenerationRequest(prompt, 30, SamplingParams(temperature=0)))
+    assert "Paris" in text
+    assert end.reason == "stop"
+    assert end.usage.n_prompt == len(prompt)
+
+
+async def test_more_generations_than_slots_all_finish_with_their_own_seeds(
+    engine: Engine,
+) -> None:
+    prompt = engine.tokenize("Once upon a time")
+    texts: dict[int, str] = {}
+
+    async def one(i: int) -> None:
+        sampling = SamplingParams(seed=i % 5, ignore_eos=True)
+        texts[i], end = await read(engine, GenerationRequest(prompt, 12, sampling))
+        assert end.reason == "length"
+        assert end.usage.n_completion == 12
+
+    async with anyio.create_task_group() as group:
+        for i in range(10):
+            group.start_soon(one, i)
+    assert len(set(texts.values())) > 1
+    metrics = engine.metrics()
+    assert metrics.requests_finished_total == 10
+    assert metrics.sequences_running == metrics.sequences_waiting == 0
+
+
+async def test_a_cancelled_generation_frees_its_slot(engine: Engine) -> None:
+    prompt = engine.tokenize("Once upon a time")
+    async with engine.submit(GenerationRequest(prompt, 400)) as generation:
+        async for _ in generation:
+            break
+    with anyio.fail_after(10):
+        while engine.metrics().sequences_running:
+            await anyio.sleep(0.01)
+    assert engine.metrics().requests_cancelled_total == 1
+
+
+async def test_a_repeated_prompt_is_reused_and_gives_the_same_text(engine: Engine) -> None:
+    prompt = engine.tokenize("The quick brown fox jumps over the lazy dog. " * 8)
+    request = GenerationRequest(prompt, 10, SamplingParams(temperature=0, ignore_eos=True))
+    first, first_end = await read(engine, request)
+    second, second_end = await read(engine, request)
+    assert first == second
+    assert first_end.usage.n_cached == 0
+    assert second_end.usage.n_cached == len(prompt) - 1
+
+
+async def test_input_that_can_never_be_served_is_refused(engine: Engine) -> None:
+    with pytest.raises(PromptTooLong) as refused:
+        engine.submit(GenerationRequest([1] * 600))
+    assert (refused.value.n_prompt, refused.value.n_max) == (600, 511)
+    with pytest.raises(InvalidToken):
+        engine.submit(GenerationRequest([10**6]))
+
+
+async def test_closing_answers_those_who_wait(smollm2: Path, anyio_backend: str) -> None:
+    engine = Engine(EngineConfig(smollm2, n_ctx=512, n_parallel=1))
+    await engine.ready()
+    generation = engine.submit(GenerationRequest(engine.tokenize("Once"), 400))
+    await engine.aclose()
+    with pytest.raises(EngineStopped):
+        async for _ in generation:
+            pass
+
+
+async def test_a_file_that_is_no_gguf_is_refused(tmp_path: Path, anyio_backend: str) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"not a model")
+    engine = Engine(EngineConfig(path))
+    with pytest.raises(ModelLoadFailed, match="not a GGUF"):
+        await engine.ready()
+    await engine.aclose()
+
+
+async def test_minilm_agrees_with_sentence_transformers(tmp_path: Path, anyio_backend: str) -> None:
+    data = Path(__file__).parent / "data" / "minilm_reference.json"
+    sentences = json.loads(data.read_text())["sentences"]
+    expected = np.array([sentence["embedding"] for sentence in sentences])
+    async with Engine(EngineConfig(minilm_gguf(tmp_path))) as engine:
+        vectors = await engine.embed([engine.tokenize(s["text"]) for s in sentences])
+    cosines = (vectors * expected).sum(axis=1)
+    assert cosines.min() > 0.999
+    assert vectors[0] @ vectors[1] > vectors[0] @ vectors[3] + 0.3
