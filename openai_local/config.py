@@ -1,0 +1,91 @@
+"""Frozen settings, from arguments, then the environment (``OPENAI_LOCAL_*``), then defaults."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from openai_local.engine.config import EngineConfig
+
+ENV_PREFIX = "OPENAI_LOCAL_"
+
+
+class ConfigError(Exception):
+    """A setting is unknown or ill-typed; the message names it."""
+
+
+class Settings(BaseSettings):
+    """All settings. Sizes are in tokens; None leaves the choice to the machine or the model."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, extra="forbid", frozen=True, protected_namespaces=()
+    )
+
+    model: Path | None = Field(None, description="GGUF file; the packaged SmolLM2 if not given")
+    model_id: str | None = Field(None, description="Its name in the API; from the file's name")
+    embedding_model: Path | None = Field(None, description="GGUF file that serves embeddings")
+    embedding_model_id: str | None = Field(None, description="Its name in the API")
+    chat_template: Path | None = Field(None, description="Jinja file used for the model's own")
+    requantize: bool = Field(True, description="Use the packaged SmolLM2 as Q8_0")
+    api_key: str | None = Field(None, description="Bearer token that requests must carry")
+    max_body_bytes: int = Field(32 << 20, ge=1, description="Longer request bodies get 413")
+    n_ctx: int | None = Field(None, ge=8, description="The longest sequence")
+    n_parallel: int | None = Field(None, ge=1, description="Sequences that run at once")
+    n_threads: int | None = Field(None, ge=1, description="Threads for single tokens")
+    n_threads_batch: int | None = Field(None, ge=1, description="Threads for prompts")
+    n_gpu_layers: int = Field(-1, ge=-1, description="Layers on the GPU; -1 is all")
+    n_batch: int = Field(2048, ge=1, description="Most tokens of a decode")
+    n_ubatch: int = Field(512, ge=1, description="Most tokens computed at once")
+    flash_attn: bool | None = Field(None, description="Flash attention; llama.cpp decides if unset")
+    use_mmap: bool = Field(True, description="Map the file instead of reading it")
+    target_itl_ms: float = Field(
+        100.0, gt=0, description="Bound on the time between tokens while prompts are computed"
+    )
+
+    def engine(self, model: Path) -> EngineConfig:
+        """The engine's part of the settings, for one file."""
+        return EngineConfig(
+            model=model,
+            n_ctx=self.n_ctx,
+            n_parallel=self.n_parallel,
+            n_threads=self.n_threads,
+            n_threads_batch=self.n_threads_batch,
+            n_gpu_layers=self.n_gpu_layers,
+            n_batch=self.n_batch,
+            n_ubatch=self.n_ubatch,
+            flash_attn=self.flash_attn,
+            use_mmap=self.use_mmap,
+            target_itl_ms=self.target_itl_ms,
+        )
+
+
+def load_settings(**options: Any) -> Settings:
+    """Settings from ``options`` and the environment. Raises ConfigError naming what is wrong."""
+    for name in options:
+        _check_known(name, name)
+    for variable in os.environ:
+        if variable.upper().startswith(ENV_PREFIX):
+            _check_known(variable[len(ENV_PREFIX) :].lower(), variable)
+    try:
+        return Settings(**options)
+    except ValidationError as error:
+        problems = []
+        for problem in error.errors():
+            field = ".".join(map(str, problem["loc"]))
+            from_environment = field not in options
+            name = ENV_PREFIX + field.upper() if from_environment else field
+            problems.append(f"{name}: {problem['msg']}, not {problem['input']!r}")
+        raise ConfigError("; ".join(problems)) from None
+
+
+def _check_known(field: str, shown: str) -> None:
+    if field in Settings.model_fields:
+        return
+    near = difflib.get_close_matches(field, Settings.model_fields, 1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ConfigError(f"unknown setting {shown!r}{hint}")
