@@ -1,0 +1,188 @@
+"""Name to loaded model: which file, which engine, loaded once on first use. Knows no HTTP."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from openai_local.chat_template import ChatTemplate, TemplateError
+from openai_local.config import Settings
+from openai_local.engine import Engine, EngineConfig, EngineStopped, ModelInfo
+from openai_local.engine.bridge import wait
+from openai_local.model_files import (
+    SMOLLM2_ID,
+    NoModel,
+    default_id,
+    packaged_smollm2,
+    requantized,
+)
+
+logger = logging.getLogger(__name__)
+
+OpenEngine = Callable[[EngineConfig], Engine]
+
+
+class UnknownModel(Exception):
+    """``name`` is none of the models in ``known``."""
+
+    def __init__(self, name: str, known: tuple[str, ...]) -> None:
+        super().__init__(f"no model {name!r}; there are: {', '.join(known)}")
+        self.name = name
+        self.known = known
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model that is ready to use. ``template`` None: it cannot chat, ``no_chat`` says why."""
+
+    id: str
+    engine: Engine
+    info: ModelInfo
+    template: ChatTemplate | None
+    no_chat: str
+
+
+@dataclass(slots=True)
+class _Entry:
+    id: str
+    file: Callable[[], Path]
+    created: int = field(default_factory=lambda: int(time.time()))
+    engine: Engine | None = None
+    loaded: LoadedModel | None = None
+    loading: Future[LoadedModel] | None = None
+
+
+class Registry:
+    """The models of one application, by name. Safe from several threads and event loops."""
+
+    def __init__(self, settings: Settings, open_engine: OpenEngine = Engine) -> None:
+        self._settings = settings
+        self._open_engine = open_engine
+        self._lock = threading.Lock()
+        self._closed = False
+        self._entries: dict[str, _Entry] = {}
+        self.default_id = self._add_default()
+        self.embedding_id = self.default_id
+        if settings.embedding_model is not None:
+            path = settings.embedding_model
+            self.embedding_id = settings.embedding_model_id or default_id(path)
+            self._entries[self.embedding_id] = _Entry(self.embedding_id, lambda: path)
+
+    def list(self) -> list[tuple[str, int]]:
+        """Ids, and when each was made known, in Unix seconds."""
+        return [(entry.id, entry.created) for entry in self._entries.values()]
+
+    def find(self, name: str) -> tuple[str, int]:
+        """Raises UnknownModel."""
+        entry = self._entry(name)
+        return entry.id, entry.created
+
+    @property
+    def loading(self) -> bool:
+        """Whether a load was asked for and is not done."""
+        with self._lock:
+            return any(entry.loading is not None for entry in self._entries.values())
+
+    @property
+    def broken(self) -> str | None:
+        """The id of a loaded model whose engine died, if one did."""
+        for entry in self._entries.values():
+            if entry.loaded is not None and not entry.loaded.engine.alive and not self._closed:
+                return entry.id
+        return None
+
+    async def get(self, name: str) -> LoadedModel:
+        """The model, loaded by the first who asks while the others wait.
+
+        After a failed load the next request tries again.
+
+        Raises UnknownModel, NoModel, ModelLoadFailed, EngineStopped.
+        """
+        entry = self._entry(name)
+        with self._lock:
+            if self._closed:
+                raise EngineStopped
+            if entry.loaded is not None and entry.loaded.engine.alive:
+                return entry.loaded
+            future = entry.loading
+            if future is None:
+                future = entry.loading = Future()
+                # Finding the file may requantise it, which takes a while: not on the loop.
+                threading.Thread(
+                    target=self._load, args=(entry, future), name=f"load {entry.id}", daemon=True
+                ).start()
+        return await wait(future)
+
+    async def aclose(self) -> None:
+        """Stop all engines; those who wait get EngineStopped."""
+        with self._lock:
+            self._closed = True
+            engines = [entry.engine for entry in self._entries.values() if entry.engine]
+        for engine in engines:
+            await engine.aclose()
+
+    def _entry(self, name: str) -> _Entry:
+        try:
+            return self._entries[name]
+        except KeyError:
+            raise UnknownModel(name, tuple(self._entries)) from None
+
+    def _add_default(self) -> str:
+        settings = self._settings
+        if settings.model is not None:
+            path = settings.model
+            entry = _Entry(settings.model_id or default_id(path), lambda: path)
+        else:
+            entry = _Entry(settings.model_id or SMOLLM2_ID, self._packaged)
+        self._entries[entry.id] = entry
+        return entry.id
+
+    def _packaged(self) -> Path:
+        path = packaged_smollm2()
+        if path is None:
+            raise NoModel
+        return requantized(path) if self._settings.requantize else path
+
+    def _load(self, entry: _Entry, future: Future[LoadedModel]) -> None:
+        try:
+            engine = self._open_engine(self._settings.engine(entry.file()))
+            with self._lock:
+                if self._closed:
+                    raise EngineStopped
+                entry.engine = engine
+            info = engine.start().result()
+            template, no_chat = self._template(engine, info)
+            loaded = LoadedModel(entry.id, engine, info, template, no_chat)
+        except Exception as error:
+            with self._lock:
+                entry.loading = None
+            future.set_exception(error)
+            return
+        with self._lock:
+            entry.loaded = loaded
+            entry.loading = None
+        future.set_result(loaded)
+
+    def _template(self, engine: Engine, info: ModelInfo) -> tuple[ChatTemplate | None, str]:
+        source = info.chat_template
+        if self._settings.chat_template is not None:
+            source = self._settings.chat_template.read_text(encoding="utf-8")
+        if not info.can_generate:
+            return None, "the model makes embeddings only"
+        if source is None:
+            return None, "the model has no chat template; the setting chat_template names one"
+        try:
+            template = ChatTemplate(
+                source,
+                bos_token=info.bos_token,
+                eos_token=info.eos_token,
+                control_tokens=engine.vocabulary.control_tokens,
+            )
+        except TemplateError as error:
+            return None, str(error)
+        return template, ""

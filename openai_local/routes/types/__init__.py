@@ -1,0 +1,1 @@
+"""Pydantic models of the bodies, one module an endpoint. Types and ranges only, no behaviour."""
