@@ -90,6 +90,22 @@ class Generation:
                 self.cancel()
                 raise
             self._arrived = anyio.Event()
+        return self._pop()
+
+    def take(self) -> list[TextDelta | Finished]:
+        """The events that are here, without waiting. Raises the error that ended it."""
+        taken: list[TextDelta | Finished] = []
+        while self._events:
+            taken.append(self._pop())
+        return taken
+
+    def on_arrival(self, event: anyio.Event) -> None:
+        """Set ``event`` too when the next events arrive, or now if some are here."""
+        self._arrived = event
+        if self._events:
+            event.set()
+
+    def _pop(self) -> TextDelta | Finished:
         event = self._events.popleft()
         if isinstance(event, Failed):
             self._ended = True

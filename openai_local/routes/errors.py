@@ -1,0 +1,89 @@
+"""The table exception -> status, type, code, in OpenAI's error shape. Not why it was raised."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+from openai_local.chat_template import TemplateError
+from openai_local.engine import (
+    EmptyPrompt,
+    EngineError,
+    EngineStopped,
+    InvalidToken,
+    ModelLoadFailed,
+    PromptTooLong,
+    Unsupported,
+)
+from openai_local.model_files import NoModel
+from openai_local.registry import UnknownModel
+
+
+class RequestError(Exception):
+    """The request is refused with ``status``; ``param`` names what is wrong in it."""
+
+    def __init__(
+        self, message: str, *, param: str | None = None, code: str | None = None, status: int = 400
+    ) -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorShape:
+    """OpenAI's ``error`` object and the status that goes with it."""
+
+    status: int
+    message: str
+    type: str = "invalid_request_error"
+    param: str | None = None
+    code: str | None = None
+
+    def body(self) -> dict[str, Any]:
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.type,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+    def response(self) -> JSONResponse:
+        headers = {"www-authenticate": "Bearer"} if self.status == 401 else None
+        return JSONResponse(self.body(), self.status, headers)
+
+
+def shape(error: Exception, prompt_param: str = "messages") -> ErrorShape:
+    """How ``error`` looks to a client; ``prompt_param`` is where the endpoint's prompt stands."""
+    text = str(error)
+    match error:
+        case RequestError():
+            return ErrorShape(error.status, text, param=error.param, code=error.code)
+        case UnknownModel():
+            return ErrorShape(404, text, param="model", code="model_not_found")
+        case PromptTooLong():
+            text = (
+                f"This model's maximum context length is {error.n_max} tokens of input;"
+                f" the {prompt_param} resulted in {error.n_prompt} tokens."
+            )
+            return ErrorShape(400, text, param=prompt_param, code="context_length_exceeded")
+        case EmptyPrompt() | InvalidToken() | TemplateError():
+            return ErrorShape(400, text, param=prompt_param, code="invalid_value")
+        case Unsupported():
+            return ErrorShape(400, text, param="model", code="unsupported_model")
+        case ModelLoadFailed() | NoModel():
+            return ErrorShape(503, text, type="server_error", code="model_load_failed")
+        case EngineStopped():
+            return ErrorShape(503, text, type="server_error", code="engine_stopped")
+        case EngineError():
+            return ErrorShape(500, text, type="server_error", code="engine_error")
+        case HTTPException():
+            return ErrorShape(error.status_code, error.detail)
+        case _:
+            return ErrorShape(500, "internal error", type="server_error")

@@ -1,0 +1,81 @@
+"""Reads a body into its type, or raises the RequestError that names what is wrong in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails, from_json
+from starlette.requests import ClientDisconnect, Request
+
+from openai_local.routes.errors import RequestError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+# Parameters of the specification that are not honoured yet, with the values that ask for nothing.
+Refused = Mapping[str, tuple[Any, ...]]
+
+
+async def read(request: Request, body_type: type[Model], refused: Refused, max_bytes: int) -> Model:
+    """Raises RequestError; a null stands for an absent parameter, as OpenAI's clients send it."""
+    try:
+        value = from_json(await _bytes(request, max_bytes), allow_inf_nan=False)
+    except ValueError as error:
+        raise RequestError(f"The body is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise RequestError("The body must be a JSON object.")
+    for name in [name for name in value if name in refused]:
+        given = value.pop(name)
+        if given is not None and not any(
+            type(given) is type(neutral) and given == neutral for neutral in refused[name]
+        ):
+            raise RequestError(
+                f"Unsupported parameter: '{name}' is not supported by this server.",
+                param=name,
+                code="unsupported_parameter",
+            )
+    try:
+        return body_type.model_validate(value)
+    except ValidationError as error:
+        raise _refusal(error.errors(include_url=False)[0]) from None
+
+
+async def _bytes(request: Request, max_bytes: int) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    try:
+        async for part in request.stream():
+            size += len(part)
+            if size > max_bytes:
+                raise RequestError(
+                    f"The body is larger than {max_bytes} bytes.", code="body_too_large", status=413
+                )
+            parts.append(part)
+    except ClientDisconnect:
+        raise RequestError("The client closed the connection.") from None
+    return b"".join(parts)
+
+
+def _refusal(problem: ErrorDetails) -> RequestError:
+    param = _path(problem["loc"])
+    kind, message = problem["type"], problem["msg"]
+    if kind == "missing":
+        text = f"Missing required parameter: '{param}'."
+        return RequestError(text, param=param, code="missing_required_parameter")
+    if kind == "extra_forbidden":
+        text = f"Unknown parameter: '{param}'."
+        return RequestError(text, param=param, code="unknown_parameter")
+    code = "invalid_type" if kind.endswith("_type") else "invalid_value"
+    return RequestError(f"Invalid '{param}': {message}.", param=param, code=code)
+
+
+def _path(loc: tuple[int | str, ...]) -> str:
+    parts: list[str] = []
+    for part in loc:
+        if isinstance(part, int):
+            parts.append(f"[{part}]")
+        # pydantic adds the branch of a union that it tried; the client knows no such thing.
+        elif part.isidentifier() and part not in {"str", "int", "list", "bool", "float"}:
+            parts.append(part)
+    return ".".join(parts)
