@@ -23,21 +23,52 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from openai_local.application import Application
+    from openai_local.config import ConfigError, Settings
     from openai_local.engine import Engine, EngineConfig, EngineError
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Application",
+    "ConfigError",
     "Engine",
     "EngineConfig",
     "EngineError",
+    "Settings",
+    "app",
 ]
 
 _ROOMS = {
+    "Application": "openai_local.application",
+    "ConfigError": "openai_local.config",
     "Engine": "openai_local.engine",
     "EngineConfig": "openai_local.engine",
     "EngineError": "openai_local.engine",
+    "Settings": "openai_local.config",
 }
+
+
+def app(model: str | Path | None = None, **options: Any) -> Application:
+    """An ASGI application with the OpenAI routes, to mount at any prefix or to serve by itself.
+
+    ``model`` is the path of a GGUF file; without one, the setting ``OPENAI_LOCAL_MODEL`` or the
+    packaged SmolLM2 is used. ``options`` are the fields of :class:`Settings`; each may also come
+    from the environment as ``OPENAI_LOCAL_<NAME>``, and an argument wins.
+
+    Nothing is loaded here: the model loads at the first request that needs it, or when the host
+    runs the application's ``lifespan``.
+
+    Raises :class:`ConfigError` for an unknown or ill-typed setting, naming it.
+    """
+    from openai_local.application import Application
+    from openai_local.config import load_settings
+
+    if model is not None:
+        options["model"] = model
+    return Application(load_settings(**options))
 
 
 def __getattr__(name: str) -> Any:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,6 +48,14 @@ class LoadedModel:
     no_chat: str
 
 
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Why requests would not be served now; ``code`` names it for programs."""
+
+    code: str
+    message: str
+
+
 @dataclass(slots=True)
 class _Entry:
     id: str
@@ -55,6 +64,7 @@ class _Entry:
     engine: Engine | None = None
     loaded: LoadedModel | None = None
     loading: Future[LoadedModel] | None = None
+    failure: str | None = None
 
 
 class Registry:
@@ -82,24 +92,27 @@ class Registry:
         entry = self._entry(name)
         return entry.id, entry.created
 
-    @property
-    def loading(self) -> bool:
-        """Whether a load was asked for and is not done."""
+    def trouble(self) -> Trouble | None:
+        """A load that is going or has failed, or an engine that died; None if all is well."""
         with self._lock:
-            return any(entry.loading is not None for entry in self._entries.values())
-
-    @property
-    def broken(self) -> str | None:
-        """The id of a loaded model whose engine died, if one did."""
-        for entry in self._entries.values():
-            if entry.loaded is not None and not entry.loaded.engine.alive and not self._closed:
-                return entry.id
+            for entry in self._entries.values():
+                if entry.loading is not None:
+                    return Trouble("model_loading", f"the model {entry.id!r} is being loaded")
+                if entry.failure is not None:
+                    return Trouble("model_load_failed", entry.failure)
+                if entry.loaded is not None and not entry.loaded.engine.alive:
+                    return Trouble("engine_stopped", f"the engine of {entry.id!r} is stopped")
         return None
+
+    def open(self) -> None:
+        """Let models be loaded (again, after :meth:`aclose`)."""
+        with self._lock:
+            self._closed = False
 
     async def get(self, name: str) -> LoadedModel:
         """The model, loaded by the first who asks while the others wait.
 
-        After a failed load the next request tries again.
+        After a failed load, or when the engine has died, the next request loads again.
 
         Raises UnknownModel, NoModel, ModelLoadFailed, EngineStopped.
         """
@@ -112,9 +125,10 @@ class Registry:
             future = entry.loading
             if future is None:
                 future = entry.loading = Future()
-                # Finding the file may requantise it, which takes a while: not on the loop.
+                # Finding the file may requantise it, which takes a while: not on the loop. Not a
+                # daemon either: the interpreter waits for it rather than crash in C code.
                 threading.Thread(
-                    target=self._load, args=(entry, future), name=f"load {entry.id}", daemon=True
+                    target=self._load, args=(entry, future), name=f"load {entry.id}"
                 ).start()
         return await wait(future)
 
@@ -123,8 +137,14 @@ class Registry:
         with self._lock:
             self._closed = True
             engines = [entry.engine for entry in self._entries.values() if entry.engine]
+            for entry in self._entries.values():
+                entry.engine = entry.loaded = None
+            loads = [entry.loading for entry in self._entries.values() if entry.loading]
         for engine in engines:
             await engine.aclose()
+        for load in loads:
+            with suppress(Exception):
+                await wait(load)
 
     def _entry(self, name: str) -> _Entry:
         try:
@@ -158,15 +178,17 @@ class Registry:
             info = engine.start().result()
             template, no_chat = self._template(engine, info)
             loaded = LoadedModel(entry.id, engine, info, template, no_chat)
+            with self._lock:
+                if entry.engine is not engine:
+                    raise EngineStopped
+                entry.loaded, entry.loading, entry.failure = loaded, None, None
         except Exception as error:
             with self._lock:
                 entry.loading = None
+                entry.failure = None if isinstance(error, EngineStopped) else str(error)
             future.set_exception(error)
-            return
-        with self._lock:
-            entry.loaded = loaded
-            entry.loading = None
-        future.set_result(loaded)
+        else:
+            future.set_result(loaded)
 
     def _template(self, engine: Engine, info: ModelInfo) -> tuple[ChatTemplate | None, str]:
         source = info.chat_template

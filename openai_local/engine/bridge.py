@@ -14,6 +14,7 @@ from concurrent.futures import CancelledError, Future
 from typing import TypeVar
 
 import anyio
+import anyio.to_thread
 
 from openai_local.engine.messages import Event, Failed, Finished, TextDelta
 
@@ -146,6 +147,12 @@ def deliver(events: Iterable[tuple[Generation, Event]]) -> list[Generation]:
 def _put_all(batch: list[tuple[Generation, Event]]) -> None:
     for generation, event in batch:
         generation._put(event)
+
+
+async def in_thread(work: Callable[[], None]) -> None:
+    """Run blocking ``work`` to its end, even where the caller is cancelled."""
+    with anyio.CancelScope(shield=True):
+        await anyio.to_thread.run_sync(work)
 
 
 async def wait(future: Future[T]) -> T:

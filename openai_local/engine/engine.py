@@ -10,8 +10,6 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-import anyio.to_thread
-
 from openai_local.engine import bridge
 from openai_local.engine.backend import Backend, Floats, Vocabulary
 from openai_local.engine.config import EngineConfig
@@ -34,10 +32,14 @@ logger = logging.getLogger(__name__)
 STOP_TIMEOUT_S = 30.0
 
 
-def _open_llama(config: EngineConfig) -> Backend:
+# The second argument says whether to give the load up.
+OpenBackend = Callable[[EngineConfig, Callable[[], bool]], Backend]
+
+
+def _open_llama(config: EngineConfig, stopping: Callable[[], bool]) -> Backend:
     from openai_local.engine.llama import LlamaBackend
 
-    return LlamaBackend(config)
+    return LlamaBackend(config, stopping)
 
 
 class _Shared:
@@ -64,7 +66,7 @@ class Engine:
         self,
         config: EngineConfig | Path | str,
         *,
-        open_backend: Callable[[EngineConfig], Backend] = _open_llama,
+        open_backend: OpenBackend = _open_llama,
     ) -> None:
         if not isinstance(config, EngineConfig):
             config = EngineConfig(Path(config))
@@ -171,8 +173,7 @@ class Engine:
     async def aclose(self) -> None:
         """Stop the thread and free the model; whoever waits gets EngineStopped."""
         self._worker.stop()
-        with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(self.close)
+        await bridge.in_thread(self.close)
 
     def close(self) -> None:
         """As :meth:`aclose`, blocking."""
@@ -198,7 +199,7 @@ class Engine:
 
 def _open(
     config: EngineConfig,
-    open_backend: Callable[[EngineConfig], Backend],
+    open_backend: OpenBackend,
     shared: _Shared,
     worker_ref: Callable[[], Worker[Message] | None],
 ) -> EngineCore:
@@ -206,10 +207,10 @@ def _open(
     assert worker is not None, "a worker opens itself"
     take: Any = worker.take
     try:
-        backend = open_backend(config)
+        backend = open_backend(config, lambda: worker.stopping)
         core = EngineCore(backend, config.target_itl_ms / 1000, take, bridge.deliver)
     except Exception as error:
-        if not isinstance(error, ModelLoadFailed):
+        if not isinstance(error, (ModelLoadFailed, EngineStopped)):
             logger.exception("loading %s failed", config.model)
             error = ModelLoadFailed(config.model, str(error) or repr(error))
         shared.ready.set_exception(error)

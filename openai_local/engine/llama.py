@@ -10,7 +10,7 @@ import ctypes
 import logging
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -250,13 +250,14 @@ class LlamaBackend:
     Raises ModelLoadFailed, with a reason that names what is wrong.
     """
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, stopping: Callable[[], bool] = lambda: False) -> None:
+        """``stopping`` is asked while the file is read; when it holds, raises EngineStopped."""
         _prepare_process()
         if not config.model.is_file():
             raise ModelLoadFailed(config.model, "there is no such file")
         self._config = config
         self._context: Any = None
-        self._model = self._load_model()
+        self._model = self._load_model(stopping)
         try:
             self.vocabulary = LlamaVocabulary(self._model)
             self._open_context()
@@ -311,7 +312,7 @@ class LlamaBackend:
         if model is not None:
             lib.llama_model_free(model)
 
-    def _load_model(self) -> Any:
+    def _load_model(self, stopping: Callable[[], bool]) -> Any:
         params = lib.llama_model_default_params()
         params.n_gpu_layers = self._config.n_gpu_layers
         if not self._config.use_mmap:
@@ -320,7 +321,11 @@ class LlamaBackend:
         with path.open("rb") as file:
             if file.read(4) != b"GGUF":
                 raise ModelLoadFailed(path, "it is not a GGUF file")
+        go_on = lib.llama_progress_callback(lambda progress, _: not stopping())
+        params.progress_callback = go_on
         model = lib.llama_model_load_from_file(os.fsencode(path), params)
+        if not model and stopping():
+            raise EngineStopped
         if not model:
             raise ModelLoadFailed(path, "llama.cpp cannot load it; its log says why (DEBUG)")
         if lib.llama_model_has_encoder(model) or lib.llama_model_is_diffusion(model):
@@ -357,6 +362,7 @@ class LlamaBackend:
             description=_text(lib.llama_model_desc, model),
             n_params=lib.llama_model_n_params(model),
             n_vocab=self.vocabulary.n_tokens,
+            n_embd=lib.llama_model_n_embd_out(model),
             n_ctx_train=lib.llama_model_n_ctx_train(model),
             n_ctx=n_ctx,
             n_parallel=n_parallel,
@@ -431,7 +437,7 @@ class LlamaEmbedding:
             raise Unsupported("embeddings: it is a reranker")
         self._pooling = pooling
         self.n_max = info.n_ctx
-        self._n_embd: int = lib.llama_model_n_embd_out(model)
+        self._n_embd = info.n_embd
         params = lib.llama_context_default_params()
         if self.whole_inputs:
             self.n_batch = max(config.n_ubatch, info.n_ctx)

@@ -85,6 +85,7 @@ class ModelInfo:
     description: str
     n_params: int
     n_vocab: int
+    n_embd: int
     n_ctx_train: int
     n_ctx: int
     n_parallel: int

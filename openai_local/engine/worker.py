@@ -76,6 +76,10 @@ class Worker(Generic[Message]):
         return not thread.is_alive()
 
     @property
+    def stopping(self) -> bool:
+        return self._stopping
+
+    @property
     def alive(self) -> bool:
         return self._thread is not None and self._thread.is_alive() and not self._finished
 

@@ -1,15 +1,15 @@
-"""Requests to generations: tokenising, the choices of one body, merging, cancelling."""
+"""Requests to generations: tokenising, the choices of one body, merging, cancelling.
+
+Knows no SSE and no JSON.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import TypeVar
 
 import anyio
 import anyio.to_thread
-from starlette.requests import Request
 
 from openai_local.chat_template import RenderedPrompt
 from openai_local.engine import Engine, Finished, Generation, GenerationRequest, TextDelta, Usage
@@ -20,16 +20,8 @@ T = TypeVar("T")
 INLINE_CHARS = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class ChoiceEvent:
-    """What happened in choice ``index``."""
-
-    index: int
-    event: TextDelta | Finished
-
-
 async def off_loop(size: int, work: Callable[[], T]) -> T:
-    """Run short work here and long work on a worker thread."""
+    """Run short work here and long work on a worker thread; ``size`` is in characters or so."""
     return work() if size <= INLINE_CHARS else await anyio.to_thread.run_sync(work)
 
 
@@ -47,81 +39,68 @@ def tokenize_prompt(engine: Engine, prompt: RenderedPrompt) -> list[int]:
     return tokens
 
 
-def submit(engine: Engine, requests: Sequence[GenerationRequest]) -> list[Generation]:
-    """All or none. Raises what Engine.submit raises."""
-    generations: list[Generation] = []
-    try:
-        for request in requests:
-            generations.append(engine.submit(request))
-    except BaseException:
-        for generation in generations:
-            generation.cancel()
-        raise
-    return generations
+async def tokenize_all(
+    engine: Engine, prompts: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]], *,
+    parse_special: bool,
+) -> list[Sequence[int]]:  # fmt: skip
+    """Token ids of each prompt of a body that takes one or many, as text or as token ids."""
+    if isinstance(prompts, str):
+        prompts = [prompts]
+    if isinstance(prompts[0], int):
+        return [prompts]  # type: ignore[list-item]
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    if not texts:
+        return list(prompts)  # type: ignore[arg-type]
+    return await off_loop(
+        sum(map(len, texts)),
+        lambda: [engine.tokenize(text, parse_special=parse_special) for text in texts],
+    )
 
 
-async def merge(generations: Sequence[Generation]) -> AsyncGenerator[ChoiceEvent, None]:
-    """The events of all choices as they come. Leaving it cancels what still runs."""
-    async with AsyncExitStack() as stack:
-        for generation in generations:
-            await stack.enter_async_context(generation)
-        if len(generations) == 1:
-            async for event in generations[0]:
-                yield ChoiceEvent(0, event)
-            return
-        running = dict(enumerate(generations))
+class Choices:
+    """The generations of one body, ``per_prompt`` of each of its prompts, in order."""
+
+    def __init__(
+        self, engine: Engine, requests: Sequence[GenerationRequest], per_prompt: int
+    ) -> None:
+        """Submits all or none. Raises what Engine.submit raises."""
+        self._per_prompt = per_prompt
+        self._usages: dict[int, Usage] = {}
+        self._generations: list[Generation] = []
+        try:
+            for request in requests:
+                self._generations.append(engine.submit(request))
+        except BaseException:
+            self.cancel()
+            raise
+
+    async def events(self) -> AsyncGenerator[tuple[int, TextDelta | Finished], None]:
+        """What happens, with the index of the choice in which it does."""
+        running = dict(enumerate(self._generations))
         while running:
             for index in list(running):
                 for event in running[index].take():
                     if isinstance(event, Finished):
+                        self._usages[index] = event.usage
                         del running[index]
-                    yield ChoiceEvent(index, event)
+                    yield index, event
             if running:
-                await wait_any(list(running.values()))
+                arrived = anyio.Event()
+                for generation in running.values():
+                    generation.on_arrival(arrived)
+                await arrived.wait()
 
+    def usage(self) -> Usage:
+        """Of all choices, once they have finished; the choices of one prompt count it once."""
+        usages = [self._usages[index] for index in sorted(self._usages)]
+        firsts = usages[:: self._per_prompt]
+        return Usage(
+            sum(usage.n_prompt for usage in firsts),
+            sum(usage.n_completion for usage in usages),
+            sum(usage.n_cached for usage in firsts),
+        )
 
-async def wait_any(generations: Sequence[Generation]) -> None:
-    """Until one of them has an event."""
-    arrived = anyio.Event()
-    for generation in generations:
-        generation.on_arrival(arrived)
-    await arrived.wait()
-
-
-def total(usages: Sequence[Usage], n_prompts: int = 1) -> Usage:
-    """Of all choices; the choices of one prompt count it once."""
-    per_prompt = max(1, len(usages) // n_prompts)
-    firsts = usages[::per_prompt]
-    return Usage(
-        sum(usage.n_prompt for usage in firsts),
-        sum(usage.n_completion for usage in usages),
-        sum(usage.n_cached for usage in firsts),
-    )
-
-
-class ClientLeft(Exception):
-    """Nobody waits for the response any more."""
-
-
-async def unless_left(request: Request, work: Callable[[], Awaitable[T]]) -> T:
-    """The result of ``work``, cancelled when the client goes away. Raises ClientLeft."""
-    result: list[Any] = []
-    async with anyio.create_task_group() as group:
-
-        async def watch() -> None:
-            while (await request.receive())["type"] != "http.disconnect":
-                pass
-            group.cancel_scope.cancel()
-
-        group.start_soon(watch)
-        error: Exception | None = None
-        try:
-            result.append(await work())
-        except Exception as raised:  # a task group would wrap it
-            error = raised
-        group.cancel_scope.cancel()
-    if error is not None:
-        raise error
-    if not result:
-        raise ClientLeft
-    return result[0]  # type: ignore[no-any-return]
+    def cancel(self) -> None:
+        """Free the places of those that still run."""
+        for generation in self._generations:
+            generation.cancel()

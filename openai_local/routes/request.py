@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -16,15 +17,28 @@ Model = TypeVar("Model", bound=BaseModel)
 # Parameters of the specification that are not honoured yet, with the values that ask for nothing.
 Refused = Mapping[str, tuple[Any, ...]]
 
+_TYPES = {"str", "int", "list", "bool", "float"}
+_TAGS = {"system", "developer", "user", "assistant", "tool", "text", "refusal"}
 
-async def read(request: Request, body_type: type[Model], refused: Refused, max_bytes: int) -> Model:
-    """Raises RequestError; a null stands for an absent parameter, as OpenAI's clients send it."""
+
+async def read(
+    request: Request,
+    body_type: type[Model],
+    refused: Refused,
+    max_bytes: int,
+    fixed: Mapping[str, Any] = MappingProxyType({}),
+) -> Model:
+    """The body, ``fixed`` in place of what it says. A null stands for an absent parameter.
+
+    Raises RequestError, which names the parameter that is wrong.
+    """
     try:
         value = from_json(await _bytes(request, max_bytes), allow_inf_nan=False)
     except ValueError as error:
         raise RequestError(f"The body is not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise RequestError("The body must be a JSON object.")
+    value.update(fixed)
     for name in [name for name in value if name in refused]:
         given = value.pop(name)
         if given is not None and not any(
@@ -38,7 +52,7 @@ async def read(request: Request, body_type: type[Model], refused: Refused, max_b
     try:
         return body_type.model_validate(value)
     except ValidationError as error:
-        raise _refusal(error.errors(include_url=False)[0]) from None
+        raise _refusal(_first(error.errors(include_url=False))) from None
 
 
 async def _bytes(request: Request, max_bytes: int) -> bytes:
@@ -57,6 +71,13 @@ async def _bytes(request: Request, max_bytes: int) -> bytes:
     return b"".join(parts)
 
 
+def _first(problems: list[ErrorDetails]) -> ErrorDetails:
+    """The first; of the branches of a union, the one that came furthest."""
+    field = len(_parts(problems[0]["loc"]))
+    here = [p for p in problems if _parts(p["loc"])[:field] == _parts(problems[0]["loc"])]
+    return max(here, key=lambda problem: len(_parts(problem["loc"])))
+
+
 def _refusal(problem: ErrorDetails) -> RequestError:
     param = _path(problem["loc"])
     kind, message = problem["type"], problem["msg"]
@@ -71,11 +92,15 @@ def _refusal(problem: ErrorDetails) -> RequestError:
 
 
 def _path(loc: tuple[int | str, ...]) -> str:
-    parts: list[str] = []
-    for part in loc:
-        if isinstance(part, int):
-            parts.append(f"[{part}]")
-        # pydantic adds the branch of a union that it tried; the client knows no such thing.
-        elif part.isidentifier() and part not in {"str", "int", "list", "bool", "float"}:
+    return ".".join(f"[{part}]" if isinstance(part, int) else part for part in _parts(loc))
+
+
+def _parts(loc: tuple[int | str, ...]) -> list[int | str]:
+    """Without the branches of unions that pydantic tried, of which the client knows nothing."""
+    parts: list[int | str] = []
+    for i, part in enumerate(loc):
+        # After a list's index comes the tag of the item's type, then the field.
+        is_tag = part in _TAGS and i + 1 < len(loc) and isinstance(loc[i - 1], int)
+        if isinstance(part, int) or (part.isidentifier() and part not in _TYPES and not is_tag):
             parts.append(part)
-    return ".".join(parts)
+    return parts

@@ -2,85 +2,106 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import anyio
+from pydantic_core import to_json
 from starlette.types import Receive, Scope, Send
 
+from openai_local.engine import EngineError, EngineStopped
 from openai_local.routes.errors import shape
+from openai_local.routes.host import STOP_POLL_S, client_left, stopping
 
 logger = logging.getLogger(__name__)
 
 KEEP_ALIVE_S = 10.0
+KEEP_ALIVE = b": keep-alive\n\n"
 DONE = b"data: [DONE]\n\n"
+HEADERS = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # nginx would hold the events back
+)
 
 
 def event(data: Any) -> bytes:
     """One ``data:`` line and the empty line that ends the event."""
-    return b"data: %s\n\n" % json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()
+    return b"data: %b\n\n" % to_json(data)
 
 
 class EventStream:
-    """An ASGI response of events. Ends the generator as soon as the client goes away.
+    """An ASGI response of events; ``release`` is called at its end, however it comes.
 
-    An error of the generator becomes one in-stream ``error`` event: the status has left.
+    It ends as soon as the client goes away, or the server is told to stop. An error becomes one
+    in-stream ``error`` event, since the status has left, and no ``[DONE]`` follows.
     """
 
-    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
+    def __init__(self, events: AsyncGenerator[bytes, None], release: Callable[[], None]) -> None:
         self._events = events
+        self._release = release
+        self._sent_at = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = [
-            (b"content-type", b"text/event-stream; charset=utf-8"),
-            (b"cache-control", b"no-cache"),
-            (b"x-accel-buffering", b"no"),
-        ]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        lock = anyio.Lock()
-
-        async def write(body: bytes, more: bool = True) -> None:
-            async with lock:
-                await send({"type": "http.response.body", "body": body, "more_body": more})
-
-        async with anyio.create_task_group() as group:
-            group.start_soon(_watch, receive, group.cancel_scope)
-            group.start_soon(self._keep_alive, write)
-            try:
-                await self._write_all(write)
-            except OSError:
-                pass  # The server says so where the client has gone.
-            group.cancel_scope.cancel()
-
-    async def _write_all(self, write: Any) -> None:
-        self._quiet = True
         try:
-            async for body in self._events:
-                self._quiet = False
-                await write(body)
-            await write(DONE)
+            await send({"type": "http.response.start", "status": 200, "headers": list(HEADERS)})
+            await self._run(receive, send)
         except OSError:
-            raise
-        except Exception as error:
-            if not hasattr(error, "reason") and shape(error).status == 500:
-                logger.exception("a stream failed")
-            await write(event(shape(error).body()))
+            pass  # How a server says that the client has gone.
         finally:
+            self._release()
             with anyio.CancelScope(shield=True):
                 await self._events.aclose()
-        await write(b"", False)
 
-    async def _keep_alive(self, write: Any) -> None:
-        while True:
-            self._quiet = True
-            await anyio.sleep(KEEP_ALIVE_S)
-            if self._quiet:
-                await write(b": keep-alive\n\n")
+    async def _run(self, receive: Receive, send: Send) -> None:
+        lock = anyio.Lock()
+        gone = False
+        error: Exception | None = None
 
+        async def write(body: bytes) -> None:
+            async with lock:
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+            self._sent_at = anyio.current_time()
 
-async def _watch(receive: Receive, scope: anyio.CancelScope) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    scope.cancel()
+        async with anyio.create_task_group() as group:
+
+            async def watch_client() -> None:
+                nonlocal gone
+                await client_left(receive)
+                gone = True
+                group.cancel_scope.cancel()
+
+            async def watch_clock() -> None:
+                nonlocal error, gone
+                self._sent_at = anyio.current_time()
+                while not stopping():
+                    await anyio.sleep(STOP_POLL_S)
+                    if anyio.current_time() - self._sent_at >= KEEP_ALIVE_S:
+                        try:
+                            await write(KEEP_ALIVE)
+                        except OSError:
+                            gone = True
+                            break
+                else:
+                    error = EngineStopped()
+                group.cancel_scope.cancel()
+
+            group.start_soon(watch_client)
+            group.start_soon(watch_clock)
+            try:
+                async for body in self._events:
+                    await write(body)
+            except OSError:
+                gone = True
+            except Exception as raised:  # a task group would wrap it
+                error = raised
+            group.cancel_scope.cancel()
+        if not gone:
+            last = DONE if error is None else self._error(error)
+            await send({"type": "http.response.body", "body": last, "more_body": False})
+
+    def _error(self, error: Exception) -> bytes:
+        if not isinstance(error, EngineError):
+            logger.error("a stream failed", exc_info=error)
+        return event(shape(error).body())

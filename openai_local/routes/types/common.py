@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -21,6 +22,17 @@ class StreamOptions(Body):
 
 TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 StopString = Annotated[str, Field(min_length=1)]
+
+
+# One or many, as text or as token ids; OpenAI's bound on how many.
+MAX_PROMPTS = 2048
+Tokens = Annotated[list[int], Field(min_length=1)]
+Prompts = (
+    str
+    | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
+    | Tokens
+    | Annotated[list[Tokens], Field(min_length=1, max_length=MAX_PROMPTS)]
+)
 
 
 class GenerationBody(Body):
@@ -50,7 +62,7 @@ class GenerationBody(Body):
             return ()
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
-    def sampling(self, defaults: dict[str, float], choice: int) -> SamplingParams:
+    def sampling(self, defaults: Mapping[str, float], choice: int) -> SamplingParams:
         """With the model's own ``defaults`` (GGUF names) for what the body leaves open.
 
         The seed of a choice is the body's plus its number, so that choices differ.

@@ -1,0 +1,82 @@
+"""The mountable ASGI application with its lifespan. It does not know how a token is made."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from starlette.routing import Router
+from starlette.types import Receive, Scope, Send
+
+from openai_local import routes
+from openai_local.config import Settings
+from openai_local.engine import Engine, EngineConfig
+from openai_local.registry import Registry
+from openai_local.routes.endpoint import not_found
+from openai_local.routes.services import Services
+
+logger = logging.getLogger(__name__)
+
+
+class Application:
+    """The OpenAI routes as an ASGI 3 application, at any prefix of any host or by itself.
+
+    The model loads on first use, or when :meth:`lifespan` starts; a host that forwards no
+    lifespan to what it mounts runs it itself::
+
+        local = openai_local.app("model.gguf")
+        app = FastAPI(lifespan=local.lifespan)
+        app.mount("/v1", local)
+    """
+
+    def __init__(
+        self, settings: Settings, open_engine: Callable[[EngineConfig], Engine] = Engine
+    ) -> None:
+        self.settings = settings
+        self.registry = Registry(settings, open_engine)
+        self._router = Router(
+            routes.build(Services(self.registry, settings)),
+            redirect_slashes=False,
+            default=not_found,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._standalone(receive, send)
+        else:
+            # A router leaves its marks in the scope; the host's stays as it was.
+            await self._router(dict(scope), receive, send)
+
+    @asynccontextmanager
+    async def lifespan(self, app: Any = None) -> AsyncIterator[None]:
+        """Load the default model, then serve; at the end stop all engines and free all models.
+
+        ``app`` is the host, of which nothing is needed. Raises what the load raises, which keeps
+        the host from starting. May be entered again after its end.
+        """
+        self.registry.open()
+        try:
+            await self.registry.get(self.registry.default_id)
+            yield
+        finally:
+            await self.aclose()
+
+    async def aclose(self) -> None:
+        """Stop all engines and free all models; whoever waits gets an error. Safe to repeat."""
+        await self.registry.aclose()
+
+    async def _standalone(self, receive: Receive, send: Send) -> None:
+        await receive()
+        lifespan = self.lifespan()
+        try:
+            await lifespan.__aenter__()
+        except Exception as error:
+            logger.debug("startup failed", exc_info=True)
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            return
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await lifespan.__aexit__(None, None, None)
+        await send({"type": "lifespan.shutdown.complete"})

@@ -1,0 +1,45 @@
+"""HTTP and OpenAI's shapes. Every path on one screen; never llama_cpp.
+
+Each is served with and without a ``/v1`` in front: mounted at /v1, and standalone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from starlette.routing import Route
+
+from openai_local.routes import chat_completions, completions, embeddings, health, models
+from openai_local.routes.endpoint import Endpoint, Handler
+from openai_local.routes.services import Services
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    method: str
+    path: str
+    handle: Handler
+    prompt_param: str = "messages"
+    needs_key: bool = True
+
+
+ROUTES = (
+    Row("GET", "/health", health.show, needs_key=False),
+    Row("GET", "/models", models.index),
+    Row("GET", "/models/{id:path}", models.show),
+    Row("POST", "/chat/completions", chat_completions.create),
+    Row("POST", "/completions", completions.create, "prompt"),
+    Row("POST", "/embeddings", embeddings.create, "input"),
+    # OpenAI's routes of before 2022 named the model in the path; any name is served.
+    Row("POST", "/engines/{engine:path}/completions", completions.create_for_engine, "prompt"),
+    Row("POST", "/engines/{engine:path}/embeddings", embeddings.create_for_engine, "input"),
+)
+
+
+def build(services: Services) -> list[Route]:
+    """The routes of one application."""
+    routes: list[Route] = []
+    for row in ROUTES:
+        endpoint = Endpoint(services, row.method, row.handle, row.prompt_param, row.needs_key)
+        routes += [Route(prefix + row.path, endpoint) for prefix in ("", "/v1")]
+    return routes

@@ -1,0 +1,24 @@
+"""The optional bearer key. What a host puts in front of us is its own business."""
+
+from __future__ import annotations
+
+import hmac
+
+from starlette.requests import Request
+
+from openai_local.routes.errors import RequestError
+
+
+def check_key(request: Request, api_key: str | None) -> None:
+    """Raises RequestError 401 unless the request carries ``api_key``; None lets all pass."""
+    if api_key is None:
+        return
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not given:
+        raise RequestError(
+            "You didn't provide an API key: send it as 'Authorization: Bearer KEY'.",
+            code="invalid_api_key",
+            status=401,
+        )
+    if not hmac.compare_digest(given.strip().encode(), api_key.encode()):
+        raise RequestError("Incorrect API key provided.", code="invalid_api_key", status=401)

@@ -1,0 +1,86 @@
+"""The body of POST /chat/completions. Types and ranges only, no behaviour."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from openai_local.routes.types.common import Body, GenerationBody
+
+
+class TextPart(Body):
+    type: Literal["text"]
+    text: str
+
+
+class RefusalPart(Body):
+    type: Literal["refusal"]
+    refusal: str
+
+
+Parts = Annotated[list[TextPart], Field(min_length=1)]
+AssistantParts = Annotated[
+    list[Annotated[TextPart | RefusalPart, Field(discriminator="type")]], Field(min_length=1)
+]
+
+
+class _Named(Body):
+    name: str | None = None
+
+
+class SystemMessage(_Named):
+    role: Literal["system"]
+    content: str | Parts
+
+
+class DeveloperMessage(_Named):
+    role: Literal["developer"]
+    content: str | Parts
+
+
+class UserMessage(_Named):
+    role: Literal["user"]
+    content: str | Parts
+
+
+class FunctionCall(Body):
+    name: str
+    arguments: str
+
+
+class ToolCall(Body):
+    id: str
+    type: Literal["function"]
+    function: FunctionCall
+
+
+class AssistantMessage(_Named):
+    """What is null or empty here is so in the answers that clients send back."""
+
+    role: Literal["assistant"]
+    content: str | AssistantParts | None = None
+    refusal: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    audio: None = None
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+    function_call: None = None
+
+
+class ToolMessage(Body):
+    role: Literal["tool"]
+    content: str | Parts
+    tool_call_id: str
+
+
+Message = Annotated[
+    SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage,
+    Field(discriminator="role"),
+]
+
+
+class ChatCompletionRequest(GenerationBody):
+    model: str
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
