@@ -1,3 +1,4 @@
+# make serve   SmolLM2-135M-Instruct on http://127.0.0.1:8000 (HOST=, PORT=, OPENAI_LOCAL_*)
 # make test    lint, types and all tests
 
 PYTHON ?= python3
@@ -5,7 +6,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: test lint types tests clean
+HOST ?= 127.0.0.1
+PORT ?= 8000
+
+.PHONY: serve test lint types tests clean
+
+serve: $(VENV)/.serve
+	@$(BIN)/openai-local serve --host $(HOST) --port $(PORT)
 
 test: lint types tests
 
