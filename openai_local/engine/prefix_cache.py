@@ -78,10 +78,6 @@ class PrefixCache:
         self._slots[slot].tokens = tuple(tokens)
         self._touch(self._slots[slot])
 
-    def forget(self, slot: int) -> None:
-        """The slot's memory is no longer valid."""
-        self._slots[slot].tokens = ()
-
     def compact(self) -> tuple[tuple[int, int], tuple[tuple[int, int], ...]] | None:
         """Close the lowest gap with the highest running slot.
 

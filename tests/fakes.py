@@ -1,0 +1,246 @@
+"""A deterministic backend at the engine's seam: tests need no model, and see every mistake.
+
+The next token is a function of all tokens that a slot really holds, so a wrong position, a wrong
+copy or a stale prefix changes the text. What llama.cpp would abort on is an assertion here.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from openai_local.application import Application
+from openai_local.config import load_settings
+from openai_local.engine import Engine, EngineConfig, ModelInfo, SamplingParams
+from openai_local.engine.backend import Batch, DecodeFailed, Floats
+
+EOG = 256
+BOS = 257
+CONTROL = 258
+N_VOCAB = 260
+TEMPLATE = (
+    "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+NextToken = Callable[[Sequence[int]], int]
+
+
+def letters(tokens: Sequence[int]) -> int:
+    """A small letter that depends on every token before it."""
+    return 97 + zlib.crc32(np.asarray(tokens, np.int32).tobytes()) % 26
+
+
+def spelling(text: str, n_prompt: int | None = None) -> NextToken:
+    """``text`` byte by byte after a prompt of ``n_prompt`` tokens, then the end.
+
+    Without ``n_prompt``, the prompt is all up to the last "<assistant>".
+    """
+    data = text.encode()
+
+    def next_token(tokens: Sequence[int]) -> int:
+        start = n_prompt
+        if start is None:
+            prompt = bytes(t if t < 256 else 0 for t in tokens)
+            start = prompt.rindex(b"<assistant>") + len(b"<assistant>")
+        at = len(tokens) - start
+        return data[at] if at < len(data) else EOG
+
+    return next_token
+
+
+def continuation(prompt: Sequence[int], n: int, next_token: NextToken = letters) -> tuple[int, ...]:
+    """What an undisturbed generation makes of ``prompt``."""
+    tokens = list(prompt)
+    for _ in range(n):
+        tokens.append(next_token(tokens))
+        if tokens[-1] == EOG:
+            break
+    return tuple(tokens[len(prompt) :])
+
+
+class FakeVocabulary:
+    """A token a byte; 256 ends a text, 257 begins it if wanted, 258 is written <|control|>."""
+
+    n_tokens = N_VOCAB
+    control_tokens = ("<|control|>",)
+
+    def __init__(self, add_bos: bool = False) -> None:
+        self._add_bos = add_bos
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        tokens = [BOS] if add_special and self._add_bos else []
+        pieces = text.split("<|control|>") if parse_special else [text]
+        for i, piece in enumerate(pieces):
+            tokens += ([CONTROL] if i else []) + list(piece.encode())
+        return tokens
+
+    def bos(self) -> int | None:
+        return BOS if self._add_bos else None
+
+    def piece(self, token: int) -> bytes:
+        return bytes([token]) if token < 256 else b""
+
+    def is_eog(self, token: int) -> bool:
+        return token == EOG
+
+    def eog_tokens(self) -> Sequence[int]:
+        return (EOG,)
+
+
+class FakeDraw:
+    """Greedy, but a letter further for each step of the seed."""
+
+    open_draws = 0
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._closed = False
+        FakeDraw.open_draws += 1
+
+    def draw(self, row: Floats, index: int) -> int:
+        token = int(row.argmax())
+        return token if token == EOG else 97 + (token - 97 + self._seed) % 26
+
+    def close(self) -> None:
+        assert not self._closed, "a draw is closed once"
+        self._closed = True
+        FakeDraw.open_draws -= 1
+
+
+class FakeEmbedding:
+    """Counts letters: the mean of one-hot vectors of ``token % n_embd``."""
+
+    n_seq = 4
+
+    def __init__(self, n_embd: int, n_batch: int, whole_inputs: bool) -> None:
+        self.n_max = 64
+        self.n_batch = 64 if whole_inputs else n_batch
+        self.whole_inputs = whole_inputs
+        self._n_embd = n_embd
+        self._held: dict[int, int] = {}
+
+    def embed(self, batch: Batch) -> Floats:
+        assert 0 < len(batch) <= self.n_batch
+        rows = []
+        for slot in np.unique(batch.slots):
+            assert 0 <= slot < self.n_seq
+            here = batch.slots == slot
+            first = self._held.get(int(slot), 0)
+            assert list(batch.positions[here]) == list(range(first, first + here.sum()))
+            self._held[int(slot)] = first + int(here.sum())
+            row = np.zeros(self._n_embd, np.float32)
+            np.add.at(row, batch.tokens[here] % self._n_embd, 1)
+            rows.append(row)
+        return np.stack(rows)
+
+    def pool(self, parts: Sequence[Floats], n_tokens: int) -> Floats:
+        return np.asarray(np.sum(parts, axis=0) / n_tokens, np.float32)
+
+    def reset(self) -> None:
+        self._held.clear()
+
+    def close(self) -> None:
+        pass
+
+
+class FakeBackend:
+    """Slots that hold token lists; ``faults`` gives the code with which a decode fails."""
+
+    def __init__(
+        self,
+        *,
+        n_ctx: int = 256,
+        n_slots: int = 4,
+        n_batch: int = 64,
+        next_token: NextToken = letters,
+        can_generate: bool = True,
+        can_truncate: bool = True,
+        add_bos: bool = False,
+        chat_template: str | None = TEMPLATE,
+        sampling_defaults: dict[str, float] | None = None,
+        step_s: float = 0.0,
+        faults: Callable[[Batch], int] = lambda batch: 0,
+        whole_inputs: bool = False,
+    ) -> None:
+        self.n_slots = n_slots
+        self.n_batch = n_batch
+        self.vocabulary = FakeVocabulary(add_bos)
+        self.slots: list[list[int]] = [[] for _ in range(n_slots)]
+        self.closed = False
+        self.batches: list[Batch] = []
+        self._next_token = next_token
+        self._can_truncate = can_truncate
+        self._step_s = step_s
+        self._faults = faults
+        self._whole_inputs = whole_inputs
+        self.info = ModelInfo(
+            path="fake.gguf", description="fake", n_params=0, n_vocab=N_VOCAB, n_embd=8,
+            n_ctx_train=n_ctx, n_ctx=n_ctx, n_parallel=n_slots, can_generate=can_generate,
+            chat_template=chat_template, bos_token="", eos_token="",
+            sampling_defaults=sampling_defaults or {},
+        )  # fmt: skip
+
+    def decode(self, batch: Batch) -> Floats:
+        assert not self.closed, "nothing is decoded after the end"
+        assert 0 < len(batch) <= self.n_batch
+        assert list(batch.slots) == sorted(batch.slots), "slots ascend"
+        if self._step_s:
+            time.sleep(self._step_s)
+        self.batches.append(batch)
+        if code := self._faults(batch):
+            raise DecodeFailed(code, "a fault for the test")
+        rows = []
+        for token, position, slot, output in zip(
+            batch.tokens, batch.positions, batch.slots, batch.outputs, strict=True
+        ):
+            held = self.slots[slot]
+            assert position == len(held), f"slot {slot} holds {len(held)}, not {position}"
+            assert len(held) < self.info.n_ctx, "the context is full"
+            assert 0 <= token < N_VOCAB
+            held.append(int(token))
+            if output:
+                row = np.zeros(N_VOCAB, np.float32)
+                row[self._next_token(held)] = 10
+                rows.append(row)
+        return np.stack(rows) if rows else np.empty((0, N_VOCAB), np.float32)
+
+    def copy(self, source: int, target: int) -> None:
+        assert source != target
+        self.slots[target] = list(self.slots[source])
+
+    def truncate(self, slot: int, n_keep: int) -> bool:
+        held = self.slots[slot]
+        if n_keep and (n_keep > len(held) or not (self._can_truncate or n_keep == len(held))):
+            self.slots[slot] = []
+            return False
+        self.slots[slot] = held[:n_keep]
+        return True
+
+    def draw(self, sampling: SamplingParams, seed: int) -> FakeDraw:
+        return FakeDraw(seed if sampling.seed is not None else 0)
+
+    def open_embedding(self) -> FakeEmbedding:
+        return FakeEmbedding(self.info.n_embd, self.n_batch, self._whole_inputs)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def fake_engine(backend: FakeBackend | None = None) -> Engine:
+    backend = backend or FakeBackend()
+    return Engine(EngineConfig(Path("fake.gguf")), open_backend=lambda config, stopping: backend)
+
+
+def fake_app(backend: FakeBackend | None = None, **options: Any) -> Application:
+    """An application whose every engine runs on ``backend``."""
+    backend = backend or FakeBackend()
+    settings = load_settings(**{"model": "fake.gguf", **options})
+    return Application(
+        settings, lambda config: Engine(config, open_backend=lambda config, stopping: backend)
+    )

@@ -1,0 +1,351 @@
+"""The engine's steps, driven by hand over the fake backend: no threads, no loops."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+from fakes import EOG, FakeBackend, FakeDraw, continuation, letters, spelling
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from openai_local.engine import (
+    EngineStopped,
+    Failed,
+    Finished,
+    GenerationRequest,
+    SamplingParams,
+    StepFailed,
+    TextDelta,
+)
+from openai_local.engine.core import Cancel, EngineCore, Message, Submit
+from openai_local.engine.embedder import EmbeddingJob
+
+GREEDY = SamplingParams(temperature=0)
+
+
+@dataclass(eq=False)
+class Sink:
+    """Whom a generation's events are for."""
+
+    request: GenerationRequest
+    events: list[Any] = field(default_factory=list)
+    gone: bool = False
+    cancelled: bool = False
+
+    @property
+    def ended(self) -> bool:
+        return bool(self.events) and isinstance(self.events[-1], (Finished, Failed))
+
+    @property
+    def text(self) -> str:
+        return "".join(event.text for event in self.events if isinstance(event, TextDelta))
+
+
+class Driver:
+    """An EngineCore whose inbox and deliveries are lists."""
+
+    def __init__(self, backend: FakeBackend, target_itl_s: float = 0.1) -> None:
+        self.backend = backend
+        self.core = EngineCore(backend, target_itl_s, lambda: [], self._deliver)
+
+    def _deliver(self, events: list[tuple[Sink, Any]]) -> list[Sink]:
+        for sink, event in events:
+            assert not sink.ended, "nothing follows the last event"
+            sink.events.append(event)
+        return [sink for sink, _ in events if sink.gone]
+
+    def submit(self, prompt: Sequence[int], max_tokens: int | None = 8, **kwargs: Any) -> Sink:
+        request = GenerationRequest(prompt, max_tokens, kwargs.pop("sampling", GREEDY), **kwargs)
+        sink = Sink(request)
+        self.core.step([Submit(sink, request)])
+        return sink
+
+    def run(self, messages: Sequence[Message] = (), n_steps: int = 10_000) -> None:
+        busy = self.core.step(list(messages))
+        while busy:
+            n_steps -= 1
+            assert n_steps > 0, "the engine does not come to rest"
+            busy = self.core.step([])
+
+    def check_nothing_is_left(self) -> None:
+        metrics = self.core.metrics()
+        assert metrics.sequences_running == metrics.sequences_waiting == 0
+        assert metrics.requests_submitted_total == (
+            metrics.requests_finished_total
+            + metrics.requests_cancelled_total
+            + metrics.requests_failed_total
+        )
+        assert not self.core._by_sink
+        assert self.core._cache.n_running == 0
+
+
+def expected(request: GenerationRequest, n_ctx: int) -> str:
+    room = n_ctx - len(request.prompt_tokens)
+    n = room if request.max_tokens is None else min(request.max_tokens, room)
+    return bytes(t for t in continuation(request.prompt_tokens, n) if t < 256).decode()
+
+
+# Two families, so that prompts share long prefixes, and copies between slots are planned.
+prompts = st.builds(
+    lambda family, n_shared, rest: ([family, 99] * 40)[:n_shared] + rest,
+    st.sampled_from([97, 98]),
+    st.integers(0, 80),
+    st.lists(st.integers(97, 100), min_size=1, max_size=10),
+)
+operations = st.lists(
+    st.one_of(
+        st.tuples(st.just("submit"), prompts, st.integers(0, 12)),
+        st.tuples(st.just("extend"), st.integers(0, 50), st.integers(0, 12)),
+        st.tuples(st.just("cancel"), st.integers(0, 50), st.just(0)),
+        st.tuples(st.just("leave"), st.integers(0, 50), st.just(0)),
+        st.tuples(st.just("embed"), prompts, st.just(0)),
+        st.tuples(st.just("step"), st.integers(1, 6), st.just(0)),
+    ),
+    max_size=40,
+)
+
+
+def play(driver: Driver, steps: list[Any], strict: bool = True) -> tuple[list[Sink], list[Any]]:
+    """Do the operations, then run to rest."""
+    sinks: list[Sink] = []
+    jobs: list[EmbeddingJob] = []
+    for what, value, n in steps:
+        if what == "submit":
+            sinks.append(driver.submit(value, n))
+        elif what == "extend" and sinks:
+            # A conversation goes on from what was said.
+            before = sinks[value % len(sinks)]
+            prompt = [*before.request.prompt_tokens, *before.text.encode(), 97][:100]
+            sinks.append(driver.submit(prompt, n))
+        elif what == "cancel" and sinks:
+            sink = sinks[value % len(sinks)]
+            sink.cancelled = True
+            driver.core.step([Cancel(sink)])
+        elif what == "leave" and sinks:
+            sinks[value % len(sinks)].gone = True
+        elif what == "embed":
+            jobs.append(EmbeddingJob([value[:64], value[:3]]))
+            driver.core.step([jobs[-1]])
+        elif what == "step":
+            for _ in range(value):
+                driver.core.step([])
+    driver.run()
+    return sinks, jobs
+
+
+@settings(max_examples=300, deadline=None)
+@given(operations, st.integers(1, 5), st.sampled_from([16, 64]), st.booleans())
+def test_arbitrary_arrivals_and_cancellations_change_nobodys_text(
+    steps: list[Any], n_slots: int, n_batch: int, can_truncate: bool
+) -> None:
+    backend = FakeBackend(n_ctx=128, n_slots=n_slots, n_batch=n_batch, can_truncate=can_truncate)
+    driver = Driver(backend)
+    sinks, jobs = play(driver, steps)
+    for sink in sinks:
+        whole = expected(sink.request, 128)
+        if sink.cancelled or sink.gone:
+            assert whole.startswith(sink.text)
+        else:
+            assert sink.text == whole
+            assert isinstance(sink.events[-1], Finished)
+            usage = sink.events[-1].usage
+            assert usage.n_prompt == len(sink.request.prompt_tokens)
+            assert usage.n_completion == len(whole)
+            assert 0 <= usage.n_cached < usage.n_prompt
+    for job in jobs:
+        assert np.allclose(np.linalg.norm(job.future.result(0), axis=1), 1)
+    driver.check_nothing_is_left()
+
+
+@settings(max_examples=100, deadline=None)
+@given(operations, st.sets(st.integers(0, 60), max_size=8))
+def test_a_failing_step_fails_what_was_in_it_and_nothing_else(
+    steps: list[Any], failing: set[int]
+) -> None:
+    calls = 0
+
+    def faults(batch: Any) -> int:
+        nonlocal calls
+        calls += 1
+        return -3 if calls in failing else 0
+
+    driver = Driver(FakeBackend(n_ctx=128, faults=faults))
+    sinks, _ = play(driver, steps)
+    for sink in sinks:
+        whole = expected(sink.request, 128)
+        if sink.cancelled or sink.gone:
+            continue
+        assert sink.ended
+        if isinstance(sink.events[-1], Failed):
+            assert isinstance(sink.events[-1].error, StepFailed)
+            assert whole.startswith(sink.text)
+        else:
+            assert sink.text == whole
+    driver.check_nothing_is_left()
+
+
+@settings(max_examples=50, deadline=None)
+@given(operations, st.integers(0, 20))
+def test_closing_answers_everybody_and_frees_the_backend(steps: list[Any], n: int) -> None:
+    driver = Driver(FakeBackend(n_ctx=128, n_slots=2))
+    sinks = [driver.submit([97] * (i % 60 + 1), 10) for i in range(n)]
+    late = Sink(GenerationRequest([97]))
+    job = EmbeddingJob([[97]])
+    driver.core.close([Submit(late, late.request), job])
+    for sink in [*sinks, late]:
+        assert sink.ended
+    assert isinstance(late.events[-1].error, EngineStopped)
+    with pytest.raises(EngineStopped):
+        job.future.result(0)
+    assert driver.backend.closed
+    assert not driver.core._by_sink
+
+
+def test_every_step_gives_each_running_sequence_one_token_while_prompts_are_computed() -> None:
+    driver = Driver(FakeBackend(n_ctx=4096, n_slots=4, n_batch=64), target_itl_s=0.0)
+    streaming = driver.submit([97], 100)
+    while not streaming.text:
+        driver.core.step([])
+    long = driver.submit([98] * 1000, 4)
+    before = len(streaming.text)
+    for n in range(1, 11):
+        driver.core.step([])
+        assert len(streaming.text) == before + n
+    assert not long.text
+    driver.run()
+    assert long.text == expected(long.request, 4096)
+
+
+def test_more_requests_than_slots_are_served_in_arrival_order() -> None:
+    driver = Driver(FakeBackend(n_slots=2))
+    ends: list[int] = []
+    sinks = [driver.submit([97 + i], 3) for i in range(8)]
+    for _ in range(200):
+        driver.core.step([])
+        ends += [i for i, sink in enumerate(sinks) if sink.ended and i not in ends]
+    assert ends == sorted(ends)
+    assert len(ends) == 8
+
+
+def test_the_running_slots_become_contiguous_again_after_ends() -> None:
+    driver = Driver(FakeBackend(n_ctx=512, n_slots=8))
+    sinks = [driver.submit([97 + i], 5 if i % 2 else 100) for i in range(8)]
+    while not all(sink.ended for sink in sinks[1::2]):
+        driver.core.step([])
+    for _ in range(50):
+        driver.core.step([])
+    assert list(driver.backend.batches[-1].slots) == [0, 1, 2, 3]
+    driver.run()
+    assert [sink.text for sink in sinks] == [expected(sink.request, 512) for sink in sinks]
+
+
+def test_a_cancelled_sequence_is_in_no_later_batch() -> None:
+    driver = Driver(FakeBackend())
+    staying, leaving = driver.submit([97], 50), driver.submit([98], 50)
+    for _ in range(3):
+        driver.core.step([])
+    driver.core.step([Cancel(leaving)])
+    assert all(len(batch) == 1 for batch in driver.backend.batches[-1:])
+    driver.run()
+    assert staying.text == expected(staying.request, 256)
+
+
+def test_the_end_token_is_counted_and_has_no_text() -> None:
+    driver = Driver(FakeBackend(next_token=spelling("hi", 1)))
+    sink = driver.submit([97], 10)
+    driver.run()
+    assert sink.text == "hi"
+    end = sink.events[-1]
+    assert (end.reason, end.usage.n_completion) == ("stop", 3)
+
+
+def test_ignoring_the_end_token_goes_on_to_the_limit() -> None:
+    backend = FakeBackend(next_token=lambda tokens: EOG if len(tokens) == 3 else letters(tokens))
+    driver = Driver(backend)
+    sink = driver.submit([97], 6, sampling=SamplingParams(temperature=0, ignore_eos=True))
+    driver.run()
+    assert sink.events[-1].reason == "length"
+    assert sink.events[-1].usage.n_completion == 6
+
+
+def test_a_stop_string_ends_the_generation_before_it() -> None:
+    driver = Driver(FakeBackend(next_token=spelling("one two three", 1)))
+    sink = driver.submit([97], 20, stop=("o t", "zzz"))
+    driver.run()
+    assert sink.text == "one tw"
+    assert sink.events[-1].reason == "stop"
+
+
+def test_the_context_bounds_a_generation_without_a_limit() -> None:
+    driver = Driver(FakeBackend(n_ctx=32))
+    sink = driver.submit([97] * 30, None)
+    driver.run()
+    assert sink.events[-1].reason == "length"
+    assert sink.events[-1].usage.n_completion == 2
+
+
+def test_no_tokens_are_asked_for_and_none_are_made() -> None:
+    driver = Driver(FakeBackend())
+    sink = driver.submit([97], 0)
+    assert sink.events == [Finished("length", sink.events[0].usage)]
+    assert not driver.backend.batches
+
+
+def test_the_same_seed_gives_the_same_text_and_every_draw_is_closed() -> None:
+    driver = Driver(FakeBackend())
+    texts = [driver.submit([97], 8, sampling=SamplingParams(seed=seed)) for seed in (3, 3, 4, None)]
+    driver.run()
+    same, again, other, _ = (sink.text for sink in texts)
+    assert same == again != other
+    assert FakeDraw.open_draws == 0
+
+
+def test_a_conversation_computes_only_what_is_new() -> None:
+    driver = Driver(FakeBackend())
+    first = driver.submit([97] * 20, 5)
+    driver.run()
+    second = driver.submit([*[97] * 20, *first.text.encode(), 98, 99], 5)
+    driver.run()
+    # The last token of an answer is never computed: nothing follows it.
+    assert second.events[-1].usage.n_cached == 24
+    assert second.text == expected(second.request, 256)
+
+
+def test_biases_and_penalties_move_the_choice() -> None:
+    driver = Driver(FakeBackend(next_token=lambda tokens: 97))
+    biased = driver.submit([97], 3, sampling=SamplingParams(temperature=0, logit_bias={98: 100}))
+    penalised = driver.submit(
+        [97], 3, sampling=SamplingParams(temperature=0, presence_penalty=2, logit_bias={99: 9})
+    )
+    driver.run()
+    assert biased.text == "bbb"
+    assert penalised.text == "aca"
+
+
+def test_embeddings_go_on_beside_streams_and_a_cancelled_one_is_skipped() -> None:
+    driver = Driver(FakeBackend(n_ctx=512))
+    stream = driver.submit([97], 100)
+    jobs = [EmbeddingJob([[i] * 20 for i in range(1, 7)]) for _ in range(3)]
+    jobs[1].future.cancel()
+    for job in jobs:
+        driver.core.step([job])
+    for _ in range(30):
+        driver.core.step([])
+    assert not stream.ended
+    for job in (jobs[0], jobs[2]):
+        vectors = job.future.result(0)
+        assert vectors.shape == (6, 8)
+        assert [int(row.argmax()) for row in vectors] == [1, 2, 3, 4, 5, 6]
+    driver.run()
+
+
+def test_an_input_that_must_be_whole_is_never_split() -> None:
+    driver = Driver(FakeBackend(n_batch=16, whole_inputs=True))
+    future: Future[Any] = Future()
+    driver.run([EmbeddingJob([[1] * 60, [2] * 3, [3] * 50], future)])
+    assert future.result(0).shape == (3, 8)

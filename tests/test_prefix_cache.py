@@ -1,0 +1,127 @@
+"""The cache's plans, carried out on a model of the slots' memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from openai_local.engine.prefix_cache import MIN_COPY_TOKENS, PrefixCache
+
+N = MIN_COPY_TOKENS
+
+
+class Memory:
+    """What each slot really holds, as the engine would have it."""
+
+    def __init__(self, n_slots: int) -> None:
+        self.cache = PrefixCache(n_slots)
+        self.slots: list[list[int]] = [[] for _ in range(n_slots)]
+        self.running: dict[int, list[int]] = {}
+
+    def acquire(self, prompt: list[int]) -> tuple[int, int]:
+        placement = self.cache.acquire(prompt)
+        slot, n = placement.slot, placement.n_reused
+        assert slot == min(i for i in range(len(self.slots)) if i not in self.running)
+        self.copy(placement.copies)
+        assert self.slots[slot][:n] == prompt[:n], "what is reused is what was asked for"
+        assert n < len(prompt), "the last token is computed"
+        self.slots[slot] = list(prompt)
+        self.running[slot] = prompt
+        return slot, n
+
+    def copy(self, copies: tuple[tuple[int, int], ...]) -> None:
+        for source, target in copies:
+            assert target not in self.running, "no running sequence is overwritten"
+            self.slots[target] = list(self.slots[source])
+
+    def release(self, slot: int) -> None:
+        self.cache.release(slot, self.running.pop(slot))
+
+    def compact(self) -> None:
+        plan = self.cache.compact()
+        contiguous = sorted(self.running) == list(range(len(self.running)))
+        assert (plan is None) == contiguous
+        if plan is not None:
+            (source, target), copies = plan
+            self.copy(copies)
+            self.running[target] = self.running.pop(source)
+            self.slots[source] = []
+            assert self.slots[target] == self.running[target]
+
+
+prompts = st.builds(
+    lambda family, n, rest: [family] * n + rest,
+    st.integers(0, 4),
+    st.integers(0, 3 * N),
+    st.lists(st.integers(5, 7), min_size=1, max_size=3),
+)
+operations = st.lists(
+    st.one_of(
+        prompts,
+        st.tuples(st.just("release"), st.integers(0, 9)),
+        st.tuples(st.just("compact"), st.just(0)),
+    ),
+    max_size=60,
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(operations, st.integers(1, 6))
+def test_what_is_reused_is_really_there(steps: list[Any], n_slots: int) -> None:
+    memory = Memory(n_slots)
+    for step in steps:
+        if isinstance(step, list):
+            if memory.cache.can_acquire():
+                memory.acquire(step)
+            else:
+                assert len(memory.running) == n_slots
+        elif step[0] == "release" and memory.running:
+            memory.release(sorted(memory.running)[step[1] % len(memory.running)])
+        elif step[0] == "compact":
+            memory.compact()
+        assert memory.cache.n_running == len(memory.running)
+
+
+def test_the_longest_prefix_is_found_and_its_slot_used_in_place() -> None:
+    memory = Memory(2)
+    slot, _ = memory.acquire([1] * 50)
+    memory.release(slot)
+    assert memory.acquire([1] * 50 + [2]) == (0, 50)
+
+
+def test_a_prefix_in_a_high_slot_is_copied_down() -> None:
+    memory = Memory(3)
+    first, second = memory.acquire([1] * 60), memory.acquire([2] * 60)
+    memory.release(first[0])
+    memory.release(second[0])
+    assert memory.acquire([2] * 60 + [3]) == (0, 60)
+
+
+def test_what_the_target_held_is_parked_where_there_is_room() -> None:
+    memory = Memory(3)
+    for _ in range(2):
+        for family in (1, 2):
+            slot, n = memory.acquire([family] * 60)
+            memory.release(slot)
+    assert n == 59
+
+
+def test_a_short_match_is_not_worth_a_copy() -> None:
+    memory = Memory(3)
+    slots = [memory.acquire([family] * (N - 2))[0] for family in (1, 2)]
+    for slot in slots:
+        memory.release(slot)
+    assert memory.acquire([2] * N) == (0, 0)
+
+
+def test_nothing_is_matched_where_a_running_sequence_has_moved_away() -> None:
+    memory = Memory(2)
+    memory.acquire([9])
+    memory.acquire([1] * 60)
+    memory.release(1)
+    assert memory.acquire([1] * 60 + [2]) == (1, 60)
+    memory.release(0)
+    memory.compact()
+    assert memory.acquire([1] * 60 + [3]) == (1, 0)
