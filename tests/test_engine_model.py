@@ -29,11 +29,6 @@ pytestmark = [pytest.mark.model, pytest.mark.anyio]
 FRANCE = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
 
 
-@pytest.fixture(scope="module", params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 @pytest.fixture
 async def engine(smollm2: Path, anyio_backend: str) -> AsyncIterator[Engine]:
     async with Engine(EngineConfig(smollm2, n_ctx=512, n_parallel=4)) as engine:

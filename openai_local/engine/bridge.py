@@ -94,9 +94,9 @@ class Generation:
         return self._pop()
 
     def take(self) -> list[TextDelta | Finished]:
-        """The events that are here, without waiting. Raises the error that ended it."""
+        """The events that are here, without waiting. Raises the error that ended it, alone."""
         taken: list[TextDelta | Finished] = []
-        while self._events:
+        while self._events and not (taken and isinstance(self._events[0], Failed)):
             taken.append(self._pop())
         return taken
 

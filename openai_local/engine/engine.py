@@ -143,7 +143,7 @@ class Engine:
         self._check_tokens(request.prompt_tokens, info.n_ctx - 1)
         for token in request.sampling.logit_bias:
             if not 0 <= token < info.n_vocab:
-                raise InvalidToken(token, info.n_vocab)
+                raise InvalidToken(token, info.n_vocab, "logit_bias")
         generation = bridge.Generation(self._cancel)
         if not self._worker.post(Submit(generation, request)):
             raise EngineStopped

@@ -14,6 +14,7 @@ EngineError
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 
 class EngineError(Exception):
@@ -41,12 +42,15 @@ class EmptyPrompt(InvalidRequest):
 
 
 class InvalidToken(InvalidRequest):
-    """``token`` is not in the vocabulary of ``n_vocab`` tokens."""
+    """``token``, in ``where``, is not in the vocabulary of ``n_vocab`` tokens."""
 
-    def __init__(self, token: int, n_vocab: int) -> None:
+    def __init__(
+        self, token: int, n_vocab: int, where: Literal["prompt", "logit_bias"] = "prompt"
+    ) -> None:
         super().__init__(f"token id {token} is outside the vocabulary of {n_vocab} tokens")
         self.token = token
         self.n_vocab = n_vocab
+        self.where = where
 
 
 class Unsupported(InvalidRequest):

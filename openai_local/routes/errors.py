@@ -73,6 +73,8 @@ def shape(error: Exception, prompt_param: str = "messages") -> ErrorShape:
                 f" the {prompt_param} resulted in {error.n_prompt} tokens."
             )
             return ErrorShape(400, text, param=prompt_param, code="context_length_exceeded")
+        case InvalidToken() if error.where == "logit_bias":
+            return ErrorShape(400, text, param="logit_bias", code="invalid_value")
         case EmptyPrompt() | InvalidToken() | TemplateError():
             return ErrorShape(400, text, param=prompt_param, code="invalid_value")
         case Unsupported():

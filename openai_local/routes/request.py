@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ Model = TypeVar("Model", bound=BaseModel)
 # Parameters of the specification that are not honoured yet, with the values that ask for nothing.
 Refused = Mapping[str, tuple[Any, ...]]
 
+_NAME = re.compile(r"\w+\Z")
 _TYPES = {"str", "int", "list", "bool", "float"}
 _TAGS = {"system", "developer", "user", "assistant", "tool", "text", "refusal"}
 
@@ -72,10 +74,10 @@ async def _bytes(request: Request, max_bytes: int) -> bytes:
 
 
 def _first(problems: list[ErrorDetails]) -> ErrorDetails:
-    """The first; of the branches of a union, the one that came furthest."""
+    """The first; of a union's branches, the one that came furthest: into the value or its type."""
     field = len(_parts(problems[0]["loc"]))
     here = [p for p in problems if _parts(p["loc"])[:field] == _parts(problems[0]["loc"])]
-    return max(here, key=lambda problem: len(_parts(problem["loc"])))
+    return max(here, key=lambda p: (len(_parts(p["loc"])), not p["type"].endswith("_type")))
 
 
 def _refusal(problem: ErrorDetails) -> RequestError:
@@ -101,6 +103,6 @@ def _parts(loc: tuple[int | str, ...]) -> list[int | str]:
     for i, part in enumerate(loc):
         # After a list's index comes the tag of the item's type, then the field.
         is_tag = part in _TAGS and i + 1 < len(loc) and isinstance(loc[i - 1], int)
-        if isinstance(part, int) or (part.isidentifier() and part not in _TYPES and not is_tag):
+        if isinstance(part, int) or (_NAME.match(part) and part not in _TYPES and not is_tag):
             parts.append(part)
     return parts
