@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import aclosing
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -61,23 +62,23 @@ async def _bytes(request: Request, max_bytes: int) -> bytes:
     parts: list[bytes] = []
     size = 0
     try:
-        async for part in request.stream():
-            size += len(part)
-            if size > max_bytes:
-                raise RequestError(
-                    f"The body is larger than {max_bytes} bytes.", code="body_too_large", status=413
-                )
-            parts.append(part)
+        async with aclosing(request.stream()) as stream:
+            async for part in stream:
+                size += len(part)
+                if size > max_bytes:
+                    text = f"The body is larger than {max_bytes} bytes."
+                    raise RequestError(text, code="body_too_large", status=413)
+                parts.append(part)
     except ClientDisconnect:
         raise RequestError("The client closed the connection.") from None
     return b"".join(parts)
 
 
 def _first(problems: list[ErrorDetails]) -> ErrorDetails:
-    """The first; of a union's branches, the one that came furthest: into the value or its type."""
+    """The first; of a union's branches, the one that fits the type, or comes furthest into it."""
     field = len(_parts(problems[0]["loc"]))
     here = [p for p in problems if _parts(p["loc"])[:field] == _parts(problems[0]["loc"])]
-    return max(here, key=lambda p: (len(_parts(p["loc"])), not p["type"].endswith("_type")))
+    return max(here, key=lambda p: (not p["type"].endswith("_type"), len(_parts(p["loc"]))))
 
 
 def _refusal(problem: ErrorDetails) -> RequestError:
