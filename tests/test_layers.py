@@ -1,0 +1,94 @@
+"""The walls of the house, seen in the imports of every module."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import openai_local
+
+ROOT = Path(openai_local.__file__).parent
+MODULES = {
+    ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in ROOT.rglob("*.py")
+}
+LOOPS = {"asyncio", "anyio", "trio", "sniffio", "curio"}
+WEB = {"starlette", "pydantic", "pydantic_core", "pydantic_settings", "fastapi", "uvicorn", "typer"}
+
+
+def imports(module: str) -> Iterator[str]:
+    """Every module that ``module`` imports, at any depth, those for type checking included."""
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} has a relative import"
+            assert node.module is not None
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                yield name if name in MODULES else node.module
+
+
+def tops(module: str) -> set[str]:
+    return {name.partition(".")[0] for name in imports(module)}
+
+
+def importers(prefix: str, within: str = "openai_local") -> set[str]:
+    return {
+        module
+        for module in MODULES
+        if (module + ".").startswith(within + ".")
+        if any((name + ".").startswith(prefix + ".") for name in imports(module))
+    }
+
+
+def test_one_module_imports_llama_cpp() -> None:
+    assert importers("llama_cpp") == {"openai_local.engine.llama"}
+
+
+def test_inside_the_engine_one_module_knows_event_loops() -> None:
+    knowing = set().union(*(importers(loop, "openai_local.engine") for loop in LOOPS))
+    assert knowing == {"openai_local.engine.bridge"}
+
+
+def test_the_engine_is_made_of_the_standard_library_and_numpy() -> None:
+    allowed = {"numpy", "openai_local"} | set(sys.stdlib_module_names)
+    for module in MODULES:
+        if module.startswith("openai_local.engine"):
+            extra = {"anyio", "trio"} if module.endswith(".bridge") else set()
+            extra |= {"llama_cpp"} if module.endswith(".llama") else set()
+            assert tops(module) <= allowed | extra, module
+
+
+def test_imports_go_in_one_direction() -> None:
+    above = {"openai_local.application", "openai_local.cli", "openai_local.asgi"}
+    assert importers("openai_local.routes", "openai_local.engine") == set()
+    for name in above:
+        assert importers(name, "openai_local.routes") == set()
+        assert importers(name, "openai_local.engine") == set()
+    outside_engine = {
+        name
+        for module in MODULES
+        if module.startswith("openai_local.engine")
+        for name in imports(module)
+        if name.startswith("openai_local.") and not name.startswith("openai_local.engine")
+    }
+    assert outside_engine == set()
+
+
+def test_the_chat_language_knows_neither_http_nor_tokens() -> None:
+    assert tops("openai_local.chat_template").isdisjoint(WEB | LOOPS)
+    assert importers("openai_local.engine") & {"openai_local.chat_template"} == set()
+
+
+def test_the_registry_knows_no_http() -> None:
+    assert tops("openai_local.registry").isdisjoint(WEB)
+    assert all(
+        not name.startswith("openai_local.routes") for name in imports("openai_local.registry")
+    )
+
+
+def test_the_command_line_alone_knows_a_server() -> None:
+    assert importers("uvicorn") == importers("typer") == {"openai_local.cli"}
