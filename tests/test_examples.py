@@ -1,0 +1,42 @@
+"""Every example runs, as its own docstring says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from servers import client_at, process, server_process
+from test_hosts import check
+
+pytestmark = pytest.mark.model
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+UVICORN = ["-m", "uvicorn", "--port", "{port}", "--app-dir", str(EXAMPLES.parent)]
+
+
+def test_every_example_has_a_test() -> None:
+    tested = {"fastapi_app", "starlette_app", "standalone", "engine_without_http"}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == tested
+
+
+def test_fastapi() -> None:
+    with server_process([*UVICORN, "examples.fastapi_app:app"], health="/v1/health") as server:
+        check(f"{server.url}/v1")
+        with client_at(server.url) as client:
+            assert "host" in client.get("/").json()["message"]
+
+
+def test_starlette() -> None:
+    with server_process([*UVICORN, "examples.starlette_app:app"], health="/") as server:
+        check(f"{server.url}/ai/v1")
+
+
+def test_standalone() -> None:
+    with server_process([str(EXAMPLES / "standalone.py"), "{port}"]) as server:
+        check(f"{server.url}/v1")
+
+
+def test_the_engine_without_http() -> None:
+    with process([str(EXAMPLES / "engine_without_http.py")]) as script:
+        assert script.wait(60) == 0
+        assert "Once upon a time" in script.output
