@@ -12,9 +12,10 @@ from starlette.types import Receive, Scope, Send
 
 from openai_local import routes
 from openai_local.config import Settings
-from openai_local.engine import Engine, EngineConfig
+from openai_local.engine import Engine, EngineConfig, EngineStopped
 from openai_local.registry import Registry
 from openai_local.routes.endpoint import not_found
+from openai_local.routes.host import stopping, unless_stopping
 from openai_local.routes.services import Services
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,11 @@ class Application:
         """
         self.registry.open()
         try:
-            await self.registry.get(self.registry.default_id)
+            try:
+                await unless_stopping(lambda: self.registry.get(self.registry.default_id))
+            except EngineStopped:
+                if not stopping():
+                    raise
             yield
         finally:
             await self.aclose()

@@ -109,6 +109,11 @@ class Registry:
         with self._lock:
             self._closed = False
 
+    def loaded(self, name: str) -> LoadedModel | None:
+        """The model if it is loaded and works. Raises UnknownModel."""
+        loaded = self._entry(name).loaded
+        return loaded if loaded is not None and loaded.engine.alive else None
+
     async def get(self, name: str) -> LoadedModel:
         """The model, loaded by the first who asks while the others wait.
 
@@ -175,7 +180,21 @@ class Registry:
                 if self._closed:
                     raise EngineStopped
                 entry.engine = engine
-            info = engine.start().result()
+        except Exception as error:
+            self._fail(entry, future, error)
+            return
+        # Nobody waits: the rest is done where the load ends, on the engine's thread.
+        engine.start().add_done_callback(lambda ready: self._finish(entry, future, engine, ready))
+
+    def _finish(
+        self,
+        entry: _Entry,
+        future: Future[LoadedModel],
+        engine: Engine,
+        ready: Future[ModelInfo],
+    ) -> None:
+        try:
+            info = ready.result()
             template, no_chat = self._template(engine, info)
             loaded = LoadedModel(entry.id, engine, info, template, no_chat)
             with self._lock:
@@ -183,12 +202,15 @@ class Registry:
                     raise EngineStopped
                 entry.loaded, entry.loading, entry.failure = loaded, None, None
         except Exception as error:
-            with self._lock:
-                entry.loading = None
-                entry.failure = None if isinstance(error, EngineStopped) else str(error)
-            future.set_exception(error)
+            self._fail(entry, future, error)
         else:
             future.set_result(loaded)
+
+    def _fail(self, entry: _Entry, future: Future[LoadedModel], error: Exception) -> None:
+        with self._lock:
+            entry.loading = None
+            entry.failure = None if isinstance(error, EngineStopped) else str(error)
+        future.set_exception(error)
 
     def _template(self, engine: Engine, info: ModelInfo) -> tuple[ChatTemplate | None, str]:
         source = info.chat_template

@@ -51,7 +51,7 @@ async def create(services: Services, request: Request) -> ASGIApp:
     body = await read(request, ChatCompletionRequest, REFUSED, services.settings.max_body_bytes)
     check_streaming(body)
     max_tokens = _max_tokens(body)
-    model = await services.registry.get(body.model)
+    model = await services.model(request, body.model)
     tokens = await _prompt_tokens(body, model)
     n = body.n or 1
     choices = Choices(

@@ -33,7 +33,7 @@ async def create_for_engine(services: Services, request: Request) -> ASGIApp:
 async def _create(services: Services, request: Request, fixed: dict[str, Any]) -> ASGIApp:
     body = await read(request, CompletionRequest, REFUSED, services.settings.max_body_bytes, fixed)
     check_streaming(body)
-    model = await services.registry.get(body.model)
+    model = await services.model(request, body.model)
     # The caller writes the whole prompt, control tokens included.
     prompts = await tokenize_all(model.engine, body.prompt, parse_special=True)
     n = body.n or 1

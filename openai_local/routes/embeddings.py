@@ -29,7 +29,7 @@ async def create_for_engine(services: Services, request: Request) -> ASGIApp:
 
 async def _create(services: Services, request: Request, fixed: dict[str, Any]) -> ASGIApp:
     body = await read(request, EmbeddingRequest, {}, services.settings.max_body_bytes, fixed)
-    model = await services.registry.get(body.model)
+    model = await services.model(request, body.model)
     engine, n_embd = model.engine, model.info.n_embd
     if body.dimensions is not None and body.dimensions > n_embd:
         raise RequestError(

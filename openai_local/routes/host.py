@@ -45,31 +45,46 @@ async def unless_left(receive: Receive, work: Callable[[], Awaitable[T]]) -> T:
 
     Raises ClientLeft, EngineStopped, and what ``work`` raises.
     """
+
+    async def left() -> Exception:
+        await client_left(receive)
+        return ClientLeft()
+
+    return await _unless(work, left, _stopped)
+
+
+async def unless_stopping(work: Callable[[], Awaitable[T]]) -> T:
+    """The result of ``work``, cancelled when the server stops.
+
+    Raises EngineStopped, and what ``work`` raises.
+    """
+    return await _unless(work, _stopped)
+
+
+async def _stopped() -> Exception:
+    while not stopping():
+        await anyio.sleep(STOP_POLL_S)
+    return EngineStopped()
+
+
+async def _unless(
+    work: Callable[[], Awaitable[T]], *watches: Callable[[], Awaitable[Exception]]
+) -> T:
     result: list[T] = []
     ended: list[Exception] = []
     async with anyio.create_task_group() as group:
 
-        async def run() -> None:
-            try:
-                result.append(await work())
-            except Exception as error:  # a task group would wrap it
-                ended.append(error)
+        async def watch(until: Callable[[], Awaitable[Exception]]) -> None:
+            ended.append(await until())
             group.cancel_scope.cancel()
 
-        async def watch_client() -> None:
-            await client_left(receive)
-            ended.append(ClientLeft())
-            group.cancel_scope.cancel()
-
-        async def watch_server() -> None:
-            while not stopping():
-                await anyio.sleep(STOP_POLL_S)
-            ended.append(EngineStopped())
-            group.cancel_scope.cancel()
-
-        group.start_soon(watch_client)
-        group.start_soon(watch_server)
-        await run()
+        for until in watches:
+            group.start_soon(watch, until)
+        try:
+            result.append(await work())
+        except Exception as error:  # a task group would wrap it
+            ended.append(error)
+        group.cancel_scope.cancel()
     if result:
         return result[0]
     raise ended[0]
