@@ -17,6 +17,7 @@ from typing import IO, Any
 import httpx
 import uvicorn
 
+MODEL = "smollm2-135m-instruct"
 START_S = 60.0
 STOP_S = 20.0
 
@@ -29,9 +30,15 @@ def environment(**settings: object) -> dict[str, str]:
     return {f"OPENAI_LOCAL_{k.upper()}": str(v) for k, v in {**SMALL, **settings}.items()}
 
 
+def engine_threads() -> set[threading.Thread]:
+    """The engines' threads in this process."""
+    return {thread for thread in threading.enumerate() if thread.name.startswith("openai_local ")}
+
+
 def client_at(url: str) -> httpx.Client:
     """A client that waits long, and asks no proxy."""
-    return httpx.Client(base_url=url, timeout=START_S, trust_env=False)
+    # Reading certificates takes longer than most requests here, and all are plain HTTP.
+    return httpx.Client(base_url=url, timeout=START_S, trust_env=False, verify=False)
 
 
 def wait_until(condition: Callable[[], object], what: str, timeout_s: float = START_S) -> None:
