@@ -131,3 +131,12 @@ async def test_minilm_agrees_with_sentence_transformers(tmp_path: Path, anyio_ba
     cosines = (vectors * expected).sum(axis=1)
     assert cosines.min() > 0.999
     assert vectors[0] @ vectors[1] > vectors[0] @ vectors[3] + 0.3
+
+
+async def test_long_runs_are_tokenised_in_pieces_and_lose_nothing(engine: Engine) -> None:
+    for text in ("x" * 300_000, " " * 9000, "one two " * 5000 + "y" * 5000 + " end"):
+        tokens = engine.tokenize(text)
+        pieces = b"".join(engine.vocabulary.piece(token) for token in tokens)
+        assert pieces.decode() == text
+    runs = engine.tokenize("x" * 4096) + engine.tokenize("x" * 904 + " end")
+    assert engine.tokenize("x" * 5000 + " end") == runs

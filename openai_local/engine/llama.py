@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -36,6 +37,10 @@ _DECODE_REASONS = {
     -3: "computation failed",
 }
 _SAMPLING_KEYS = ("temp", "top_p", "top_k", "min_p")
+# Some vocabularies split words with std::regex, which recurses once a character: a run of 20,000
+# to 60,000 letters overflows a stack of 8 MiB and ends the process.
+_LONG_RUN = re.compile(r"\S{4097,}|\s{4097,}")
+_MAX_RUN = 4096
 _LEVELS = {2: logging.DEBUG, 3: logging.WARNING, 4: logging.ERROR}
 
 _process_lock = threading.Lock()
@@ -98,11 +103,23 @@ class LlamaVocabulary:
         self._bos: int | None = (
             bos if bos >= 0 and lib.llama_vocab_get_add_bos(self._vocab) else None
         )
+        adds_eos = eos >= 0 and lib.llama_vocab_get_add_eos(self._vocab)
+        self._splits_words = (
+            lib.llama_vocab_type(self._vocab) == lib.LLAMA_VOCAB_TYPE_BPE and not adds_eos
+        )
         self.bos_text = self._text(bos) if bos >= 0 else ""
         self.eos_text = self._text(eos) if eos >= 0 else ""
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         """Token ids. Raises EngineStopped once the model is closed."""
+        if self._splits_words and _LONG_RUN.search(text):
+            tokens = [self._bos] if add_special and self._bos is not None else []
+            for piece in _bounded_runs(text):
+                tokens += self._tokenize(piece, False, parse_special)
+            return tokens
+        return self._tokenize(text, add_special, parse_special)
+
+    def _tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
         data = text.encode("utf-8", errors="replace")
         with self._open():
             n_max = len(data) + 8
@@ -164,6 +181,16 @@ class LlamaVocabulary:
             if n >= 0:
                 return buffer.raw[:n]
             size = -n
+
+
+def _bounded_runs(text: str) -> Iterator[str]:
+    """``text`` in pieces, cut only within long runs of letters or of spaces."""
+    start = 0
+    for match in _LONG_RUN.finditer(text):
+        for cut in range(match.start() + _MAX_RUN, match.end(), _MAX_RUN):
+            yield text[start:cut]
+            start = cut
+    yield text[start:]
 
 
 class _CBatch:
