@@ -92,6 +92,7 @@ def _logging() -> dict[str, Any]:
         "level": "INFO",
         "propagate": False,
     }
+    config["loggers"]["openai_local.llama_cpp"] = {"level": "WARNING"}
     return config
 
 

@@ -28,6 +28,7 @@ from openai_local.engine.memory import plan_context
 from openai_local.engine.messages import ModelInfo, SamplingParams
 
 logger = logging.getLogger(__name__)
+native_logger = logging.getLogger("openai_local.llama_cpp")
 
 _DECODE_REASONS = {
     1: "no place in the KV memory",
@@ -41,7 +42,8 @@ _SAMPLING_KEYS = ("temp", "top_p", "top_k", "min_p")
 # to 60,000 letters overflows a stack of 8 MiB and ends the process.
 _LONG_RUN = re.compile(r"\S{4097,}|\s{4097,}")
 _MAX_RUN = 4096
-_LEVELS = {2: logging.DEBUG, 3: logging.WARNING, 4: logging.ERROR}
+# llama.cpp's log is chatty: its info is our debug, its warnings are for its own developers.
+_LEVELS = {2: logging.DEBUG, 3: logging.INFO, 4: logging.ERROR}
 
 _process_lock = threading.Lock()
 _process_ready = False
@@ -49,10 +51,9 @@ _process_ready = False
 
 @lib.llama_log_callback  # type: ignore[untyped-decorator]
 def _log(level: int, text: bytes, _: object) -> None:
-    # llama.cpp's log is chatty: its info is our debug. Level 5 continues a line.
-    number = _LEVELS.get(level, logging.DEBUG)
-    if logger.isEnabledFor(number):
-        logger.log(number, "%s", text.decode(errors="replace").rstrip())
+    number = _LEVELS.get(level, logging.DEBUG)  # level 5 continues a line
+    if native_logger.isEnabledFor(number):
+        native_logger.log(number, "%s", text.decode(errors="replace").rstrip())
 
 
 def _prepare_process() -> None:
