@@ -75,7 +75,11 @@ lazy = Starlette(routes=[Mount("/v1", local)])
 """
 
 EXIT = """
-import asyncio, sys
+import asyncio, atexit, sys, threading
+
+# Registered first, so it runs last: the engine's own handler has stopped its thread by then.
+atexit.register(lambda: print([thread.name for thread in threading.enumerate()]))
+
 from openai_local.engine import Engine, EngineConfig, GenerationRequest, SamplingParams
 from openai_local.model_files import packaged_smollm2
 
@@ -142,10 +146,10 @@ def test_ctrl_c_in_a_stream_tells_the_reader_and_ends_the_server(host: str, tmp_
 
 
 @pytest.mark.model
-def test_the_interpreter_exits_in_the_middle_of_a_generation() -> None:
+def test_the_interpreters_exit_in_a_generation_ends_the_thread_first() -> None:
     with process(["-c", EXIT]) as running:
         assert running.wait(60) == 7
-        assert running.output == ""
+        assert running.output == "['MainThread']\n"
 
 
 @pytest.mark.model
@@ -166,10 +170,7 @@ def test_ctrl_c_gives_a_long_load_up(host: str, tmp_path: Path) -> None:
             request = pool.submit(post, running.url, "fake")
         running.wait_until(lambda: "loading" in running.output, "the load")
         running.process.send_signal(signal.SIGINT)
-        try:
-            running.wait(5)
-        finally:
-            running.process.kill()  # Nothing less ends it while it loads.
+        running.wait(10)
         assert "given up" in running.output
         assert "Traceback" not in running.output
         if host == "lazy":
@@ -179,10 +180,7 @@ def test_ctrl_c_gives_a_long_load_up(host: str, tmp_path: Path) -> None:
 def test_the_interpreters_exit_gives_a_long_load_up() -> None:
     with process(["-c", SLOW_HOSTS + EXIT_IN_LOAD]) as running:
         running.wait_until(lambda: "loading" in running.output, "the load")
-        try:
-            assert running.wait(5) == 7
-        finally:
-            running.process.kill()
+        assert running.wait(10) == 7
         assert "given up" in running.output
 
 
