@@ -20,12 +20,13 @@ import llama_cpp as lib
 import numpy as np
 import numpy.typing as npt
 
-from openai_local.engine.backend import Batch, DecodeFailed, Floats
+from openai_local.engine.backend import Batch, DecodeFailed, Draw, Floats
 from openai_local.engine.config import EngineConfig
 from openai_local.engine.errors import EngineStopped, ModelLoadFailed, Unsupported
 from openai_local.engine.machine import free_memory, physical_cores
 from openai_local.engine.memory import plan_context
 from openai_local.engine.messages import ModelInfo, SamplingParams
+from openai_local.engine.sampling import CategoricalDraw
 
 logger = logging.getLogger(__name__)
 native_logger = logging.getLogger("openai_local.llama_cpp")
@@ -324,7 +325,9 @@ class LlamaBackend:
         lib.llama_memory_seq_rm(memory, slot, -1, -1)
         return n_keep == 0
 
-    def draw(self, sampling: SamplingParams, seed: int) -> LlamaDraw:
+    def draw(self, sampling: SamplingParams, seed: int) -> Draw:
+        if sampling.top_k == 0 and sampling.top_p >= 1:
+            return CategoricalDraw(sampling.temperature, sampling.min_p, seed)
         return LlamaDraw(self._context, sampling, seed)
 
     def open_embedding(self) -> LlamaEmbedding:
