@@ -158,7 +158,9 @@ class ChatTemplate:
 
             return self._control.sub(placeholder, value)
         if isinstance(value, Mapping):
-            return {key: self._hide(item, hidden) for key, item in value.items()}
+            return {
+                self._hide(key, hidden): self._hide(item, hidden) for key, item in value.items()
+            }
         if isinstance(value, (list, tuple)):
             return [self._hide(item, hidden) for item in value]
         return value

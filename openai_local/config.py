@@ -14,6 +14,10 @@ from openai_local.engine.config import EngineConfig
 
 ENV_PREFIX = "OPENAI_LOCAL_"
 
+# llama.cpp counts in 32 bits; a batch has buffers of its size.
+MAX_SIZE = 1 << 31
+MAX_BATCH = 1 << 20
+
 
 class ConfigError(Exception):
     """A setting is unknown or ill-typed; the message names it."""
@@ -34,17 +38,22 @@ class Settings(BaseSettings):
     requantize: bool = Field(True, description="Use the packaged SmolLM2 as Q8_0")
     api_key: str | None = Field(None, description="Bearer token that requests must carry")
     max_body_bytes: int = Field(32 << 20, ge=1, description="Longer request bodies get 413")
-    n_ctx: int | None = Field(None, ge=8, description="The longest sequence")
-    n_parallel: int | None = Field(None, ge=1, description="Sequences that run at once")
-    n_threads: int | None = Field(None, ge=1, description="Threads for single tokens")
-    n_threads_batch: int | None = Field(None, ge=1, description="Threads for prompts")
-    n_gpu_layers: int = Field(-1, ge=-1, description="Layers on the GPU; -1 is all")
-    n_batch: int = Field(2048, ge=1, description="Most tokens of a decode")
-    n_ubatch: int = Field(512, ge=1, description="Most tokens computed at once")
+    n_ctx: int | None = Field(None, ge=8, lt=MAX_SIZE, description="The longest sequence")
+    n_parallel: int | None = Field(
+        None, ge=1, lt=MAX_SIZE, description="Sequences that run at once"
+    )
+    n_threads: int | None = Field(None, ge=1, le=512, description="Threads for single tokens")
+    n_threads_batch: int | None = Field(None, ge=1, le=512, description="Threads for prompts")
+    n_gpu_layers: int = Field(-1, ge=-1, lt=MAX_SIZE, description="Layers on the GPU; -1 is all")
+    n_batch: int = Field(2048, ge=1, le=MAX_BATCH, description="Most tokens of a decode")
+    n_ubatch: int = Field(512, ge=1, le=MAX_BATCH, description="Most tokens computed at once")
     flash_attn: bool | None = Field(None, description="Flash attention; llama.cpp decides if unset")
     use_mmap: bool = Field(True, description="Map the file instead of reading it")
     target_itl_ms: float = Field(
-        100.0, gt=0, description="Bound on the time between tokens while prompts are computed"
+        100.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Bound on the time between tokens while prompts are computed",
     )
 
     def engine(self, model: Path) -> EngineConfig:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from openai_local.chat_template import ChatTemplate, TemplateError
-from openai_local.config import Settings
-from openai_local.engine import Engine, EngineConfig, EngineStopped, ModelInfo
+from openai_local.config import ConfigError, Settings
+from openai_local.engine import Engine, EngineConfig, EngineStopped, ModelInfo, ModelLoadFailed
 from openai_local.engine.bridge import wait
 from openai_local.model_files import (
     SMOLLM2_ID,
@@ -81,6 +81,11 @@ class Registry:
         if settings.embedding_model is not None:
             path = settings.embedding_model
             self.embedding_id = settings.embedding_model_id or default_id(path)
+            if self.embedding_id == self.default_id:
+                raise ConfigError(
+                    f"model and embedding_model are both called {self.default_id!r};"
+                    " set embedding_model_id"
+                )
             self._entries[self.embedding_id] = _Entry(self.embedding_id, lambda: path)
 
     def list(self) -> list[tuple[str, int]]:
@@ -132,9 +137,14 @@ class Registry:
                 future = entry.loading = Future()
                 # Finding the file may requantise it, which takes a while: not on the loop. Not a
                 # daemon either: the interpreter waits for it rather than crash in C code.
-                threading.Thread(
+                thread = threading.Thread(
                     target=self._load, args=(entry, future), name=f"load {entry.id}"
-                ).start()
+                )
+                try:
+                    thread.start()
+                except RuntimeError:
+                    entry.loading = None
+                    raise
         return await wait(future)
 
     async def aclose(self) -> None:
@@ -142,11 +152,15 @@ class Registry:
         with self._lock:
             self._closed = True
             engines = [entry.engine for entry in self._entries.values() if entry.engine]
-            for entry in self._entries.values():
-                entry.engine = entry.loaded = None
             loads = [entry.loading for entry in self._entries.values() if entry.loading]
+            for engine in engines:
+                engine.stop()
         for engine in engines:
             await engine.aclose()
+        with self._lock:
+            for entry in self._entries.values():
+                if entry.engine in engines:
+                    entry.engine = entry.loaded = None
         for load in loads:
             with suppress(Exception):
                 await wait(load)
@@ -171,7 +185,13 @@ class Registry:
         path = packaged_smollm2()
         if path is None:
             raise NoModel
-        return requantized(path) if self._settings.requantize else path
+        if not self._settings.requantize:
+            return path
+        try:
+            return requantized(path)
+        except OSError as error:
+            logger.warning("using %s as it is: it cannot be requantised: %s", path.name, error)
+            return path
 
     def _load(self, entry: _Entry, future: Future[LoadedModel]) -> None:
         try:
@@ -180,11 +200,14 @@ class Registry:
                 if self._closed:
                     raise EngineStopped
                 entry.engine = engine
+            ready = engine.start()
         except Exception as error:
+            if isinstance(error, OSError):
+                error = ModelLoadFailed(self._settings.model or Path(entry.id), str(error))
             self._fail(entry, future, error)
             return
         # Nobody waits: the rest is done where the load ends, on the engine's thread.
-        engine.start().add_done_callback(lambda ready: self._finish(entry, future, engine, ready))
+        ready.add_done_callback(lambda ready: self._finish(entry, future, engine, ready))
 
     def _finish(
         self,
@@ -198,10 +221,13 @@ class Registry:
             template, no_chat = self._template(engine, info)
             loaded = LoadedModel(entry.id, engine, info, template, no_chat)
             with self._lock:
-                if entry.engine is not engine:
+                if self._closed or entry.engine is not engine:
                     raise EngineStopped
                 entry.loaded, entry.loading, entry.failure = loaded, None, None
         except Exception as error:
+            engine.stop()
+            if isinstance(error, OSError):
+                error = ModelLoadFailed(engine.config.model, str(error))
             self._fail(entry, future, error)
         else:
             future.set_result(loaded)

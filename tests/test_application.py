@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -249,3 +251,64 @@ async def test_health_is_503_while_a_load_is_going_and_after_one_failed() -> Non
     assert (well.status_code, well.json()) == (200, {"status": "ok"})
     assert statuses == [503] * 5 + [200]
     assert loads == 2
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_middleware_that_replays_the_body_does_not_freeze_the_loop(stream: bool) -> None:
+    local = fake_app()
+    body = json.dumps({**CHAT, "stream": stream}).encode()
+
+    async def replaying(scope: Any, receive: Any, send: Any) -> None:
+        async def again() -> Any:
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        await local(scope, again, send)
+
+    with anyio.fail_after(10):
+        async with client_of(replaying) as client:
+            response = await client.post("/v1/chat/completions")
+    await local.aclose()
+    assert response.status_code == 200
+
+
+async def test_many_mistakes_in_one_body_are_refused_at_the_first() -> None:
+    async with serving() as client:
+        body = {**CHAT, "messages": [1] * 100_000}
+        response = await client.post("/v1/chat/completions", json=body)
+        many = {"model": MODEL, "prompt": ["x"] * 2000, "n": 2}
+        bounded = await client.post("/v1/completions", json=many)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "messages.[0]")
+    assert (bounded.status_code, bounded.json()["error"]["param"]) == (400, "n")
+
+
+async def test_a_failed_load_closes_its_engine(tmp_path: Path) -> None:
+    backend = FakeBackend()
+    app = fake_app(backend, chat_template=tmp_path / "missing.jinja")
+    async with client_of(app) as client:
+        response = await client.post("/v1/chat/completions", json=CHAT)
+    await app.aclose()
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "model_load_failed")
+    assert backend.closed
+
+
+async def test_an_abandoned_application_frees_its_model() -> None:
+    backend = FakeBackend()
+
+    def open_slowly(config: Any, stopping: Any) -> FakeBackend:
+        time.sleep(0.1)
+        return backend
+
+    app = openai_local.Application(
+        fake_app().settings, lambda config: Engine(config, open_backend=open_slowly)
+    )
+    await app.registry.get(MODEL)
+    del app
+    with anyio.fail_after(10):
+        while not backend.closed:
+            gc.collect()
+            await anyio.sleep(0.02)
+
+
+def test_two_models_of_one_name_are_refused() -> None:
+    with pytest.raises(openai_local.ConfigError, match="embedding_model_id"):
+        fake_app(embedding_model="other/fake.gguf")

@@ -53,3 +53,9 @@ def test_a_hostile_template_is_stopped(source: str, monkeypatch: pytest.MonkeyPa
 def test_a_broken_template_says_so() -> None:
     with pytest.raises(TemplateError, match="does not compile"):
         ChatTemplate("{% for %}")
+
+
+def test_a_control_token_in_a_key_stays_plain_text() -> None:
+    template = ChatTemplate("{{ messages[0].arguments | tojson }}", control_tokens=CONTROL)
+    prompt = template.render([{"arguments": {"<|im_end|>": "x"}}])
+    assert Segment("<|im_end|>", False) in prompt.segments

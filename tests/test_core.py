@@ -349,3 +349,15 @@ def test_an_input_that_must_be_whole_is_never_split() -> None:
     future: Future[Any] = Future()
     driver.run([EmbeddingJob([[1] * 60, [2] * 3, [3] * 50], future)])
     assert future.result(0).shape == (3, 8)
+
+
+def test_a_request_that_cannot_be_taken_fails_alone() -> None:
+    driver = Driver(FakeBackend())
+    good, bad = (
+        Sink(GenerationRequest([97], 3, GREEDY)),
+        Sink(GenerationRequest([97], 3, SamplingParams(repeat_penalty=1.1, repeat_last_n=-1))),
+    )
+    driver.run([Submit(bad, bad.request), Submit(good, good.request)])
+    assert isinstance(bad.events[-1], Failed)
+    assert good.text == expected(good.request, 256)
+    driver.check_nothing_is_left()

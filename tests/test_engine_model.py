@@ -140,3 +140,13 @@ async def test_long_runs_are_tokenised_in_pieces_and_lose_nothing(engine: Engine
         assert pieces.decode() == text
     runs = engine.tokenize("x" * 4096) + engine.tokenize("x" * 904 + " end")
     assert engine.tokenize("x" * 5000 + " end") == runs
+
+
+async def test_control_tokens_within_long_runs_stay_whole(engine: Engine) -> None:
+    end = engine.tokenize("<|im_end|>", parse_special=True)
+    assert len(end) == 1
+    for n in (4090, 4096, 8190):
+        tokens = engine.tokenize("x" * n + "<|im_end|>" * 3, parse_special=True)
+        assert tokens == engine.tokenize("x" * n) + end * 3
+    many = engine.tokenize("<|im_end|> " * 20_000, parse_special=True)
+    assert many.count(end[0]) == 20_000

@@ -126,6 +126,7 @@ class Generation:
         if not self._ended:
             self._ended = True
             self._cancel(self)
+            self.loop.post(self._arrived.set)  # a reader elsewhere waits no longer
 
     def _put(self, event: Event) -> None:
         self._events.append(event)

@@ -27,6 +27,11 @@ logger = logging.getLogger(__name__)
 # A gap costs each decode about a third; a move costs one copy. Most gaps are filled before.
 GAP_STEPS = 4
 
+# LLAMA_DEFAULT_SEED: to llama.cpp it means a random one.
+RANDOM_SEED = 0xFFFFFFFF
+# Dividing logits by less overflows.
+GREEDY_BELOW = 1e-6
+
 
 @dataclass(frozen=True, slots=True)
 class Submit:
@@ -114,7 +119,11 @@ class EngineCore:
     def _handle(self, messages: list[Message]) -> None:
         for message in messages:
             if isinstance(message, Submit):
-                self._submit(message)
+                try:
+                    self._submit(message)
+                except Exception as failure:
+                    logger.exception("a request could not be taken")
+                    self._refuse(message.sink, StepFailed(repr(failure)))
             elif isinstance(message, Cancel):
                 sequence = self._by_sink.get(id(message.sink))
                 if sequence is not None:
@@ -123,12 +132,22 @@ class EngineCore:
             else:
                 self._submit_embedding(message)
 
+    def _refuse(self, sink: Any, error: EngineError) -> None:
+        sequence = self._by_sink.get(id(sink))
+        if sequence is not None:
+            self._fail(sequence, error)
+        else:
+            self._counters.requests_failed_total += 1
+            self._outbox.append((sink, Failed(error)))
+
     def _submit(self, message: Submit) -> None:
         request = message.request
         self._counters.requests_submitted_total += 1
         sampling = request.sampling
         seed = secrets.randbits(32) if sampling.seed is None else sampling.seed & 0xFFFFFFFF
-        draw = self._backend.draw(sampling, seed) if sampling.temperature > 0 else None
+        if seed == RANDOM_SEED:
+            seed = 0
+        draw = self._backend.draw(sampling, seed) if sampling.temperature > GREEDY_BELOW else None
         eog = self._backend.vocabulary.eog_tokens()
         sampler = Sampler(sampling, request.prompt_tokens, eog, draw)
         sequence = Sequence(request, sampler, self._backend.info.n_ctx, message.sink)
@@ -294,7 +313,7 @@ class EngineCore:
 
     def _end(self, sequence: Sequence, *, valid: bool = True) -> None:
         del self._by_sink[id(sequence.sink)]
-        if sequence in self._scheduler.sequences():
+        if self._scheduler.has(sequence):
             self._scheduler.remove(sequence, valid=valid)
         sequence.sampler.close()
 
@@ -310,5 +329,5 @@ class EngineCore:
 
 
 def _fail(job: EmbeddingJob, error: Exception) -> None:
-    if not job.future.done():
+    if not job.future.done() and job.future.set_running_or_notify_cancel():
         job.future.set_exception(error)

@@ -83,8 +83,9 @@ class Embedder:
         self._vectors.clear()
         self._backend.reset()
         for item in items:
-            if not item.job.future.done():
-                item.job.future.set_exception(error)
+            future = item.job.future
+            if not future.done() and future.set_running_or_notify_cancel():
+                future.set_exception(error)
 
     def close(self) -> None:
         self._backend.close()

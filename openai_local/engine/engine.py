@@ -10,6 +10,8 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from openai_local.engine import bridge
 from openai_local.engine.backend import Backend, Floats, Vocabulary
 from openai_local.engine.config import EngineConfig
@@ -47,6 +49,8 @@ class _Shared:
 
     def __init__(self) -> None:
         self.ready: Future[ModelInfo] = Future()
+        # Nobody who waits with a timeout may cancel what others wait for.
+        self.ready.set_running_or_notify_cancel()
         self.core: EngineCore | None = None
         self.vocabulary: Vocabulary | None = None
 
@@ -94,8 +98,8 @@ class Engine:
         """Start loading, once; the future says when the model is loaded or why it is not."""
         with self._lock:
             if not self._started:
-                self._started = True
                 self._worker.start()
+                self._started = True
         return self._shared.ready
 
     async def ready(self) -> ModelInfo:
@@ -115,7 +119,7 @@ class Engine:
     @property
     def info(self) -> ModelInfo:
         """Of the loaded model. Raises EngineStopped before."""
-        if self._shared.core is None:
+        if self._shared.core is None or not self._shared.ready.done():
             raise EngineStopped
         return self._shared.ready.result(0)
 
@@ -157,6 +161,8 @@ class Engine:
         info = self.info
         for tokens in inputs:
             self._check_tokens(tokens, info.n_ctx)
+        if not inputs:
+            return np.empty((0, info.n_embd), np.float32)
         job = EmbeddingJob(inputs)
         if not self._worker.post(job):
             raise EngineStopped
@@ -170,9 +176,13 @@ class Engine:
         core = self._shared.core
         return EngineMetrics() if core is None else core.metrics()
 
+    def stop(self) -> None:
+        """Ask the thread to end, without waiting for it."""
+        self._worker.stop()
+
     async def aclose(self) -> None:
         """Stop the thread and free the model; whoever waits gets EngineStopped."""
-        self._worker.stop()
+        self.stop()
         await bridge.in_thread(self.close)
 
     def close(self) -> None:

@@ -41,8 +41,10 @@ _DECODE_REASONS = {
 _SAMPLING_KEYS = ("temp", "top_p", "top_k", "min_p")
 # Some vocabularies split words with std::regex, which recurses once a character: a run of 20,000
 # to 60,000 letters overflows a stack of 8 MiB and ends the process.
-_LONG_RUN = re.compile(r"\S{4097,}|\s{4097,}")
+# The classes are C++'s: Python's \s has more characters.
+_LONG_RUN = re.compile(r"[^\t-\r ]{4097,}|[\t-\r ]{4097,}")
 _MAX_RUN = 4096
+MANY_SPECIALS = 512
 # llama.cpp's log is chatty: its info is our debug, its warnings are for its own developers.
 _LEVELS = {2: logging.DEBUG, 3: logging.INFO, 4: logging.ERROR}
 
@@ -105,21 +107,41 @@ class LlamaVocabulary:
         self._bos: int | None = (
             bos if bos >= 0 and lib.llama_vocab_get_add_bos(self._vocab) else None
         )
-        adds_eos = eos >= 0 and lib.llama_vocab_get_add_eos(self._vocab)
-        self._splits_words = (
-            lib.llama_vocab_type(self._vocab) == lib.LLAMA_VOCAB_TYPE_BPE and not adds_eos
+        self._eos: int | None = (
+            eos if eos >= 0 and lib.llama_vocab_get_add_eos(self._vocab) else None
         )
+        self._is_bpe = lib.llama_vocab_type(self._vocab) == lib.LLAMA_VOCAB_TYPE_BPE
+        texts = sorted(self.control_tokens, key=len, reverse=True)
+        self._control = re.compile("|".join(map(re.escape, texts))) if texts else None
         self.bos_text = self._text(bos) if bos >= 0 else ""
         self.eos_text = self._text(eos) if eos >= 0 else ""
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         """Token ids. Raises EngineStopped once the model is closed."""
-        if self._splits_words and _LONG_RUN.search(text):
-            tokens = [self._bos] if add_special and self._bos is not None else []
-            for piece in _bounded_runs(text):
-                tokens += self._tokenize(piece, False, parse_special)
-            return tokens
-        return self._tokenize(text, add_special, parse_special)
+        if len(text) <= _MAX_RUN or not (_LONG_RUN.search(text) or self._is_costly(text)):
+            return self._tokenize(text, add_special, parse_special)
+        if not self._is_bpe:
+            return self._tokenize(text, add_special, parse_special)
+        tokens = [self._bos] if add_special and self._bos is not None else []
+        at = 0
+        for match in self._control.finditer(text) if parse_special and self._control else ():
+            tokens += self._tokenize_plain(text[at : match.start()])
+            tokens += self._tokenize(match.group(), False, True)
+            at = match.end()
+        tokens += self._tokenize_plain(text[at:])
+        if add_special and self._eos is not None:
+            tokens.append(self._eos)
+        return tokens
+
+    def _is_costly(self, text: str) -> bool:
+        """llama.cpp's search for special tokens takes time with the square of their number."""
+        return self._control is not None and len(self._control.findall(text)) > MANY_SPECIALS
+
+    def _tokenize_plain(self, text: str) -> list[int]:
+        tokens: list[int] = []
+        for piece in _bounded_runs(text):
+            tokens += self._tokenize(piece, False, False)
+        return tokens
 
     def _tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
         data = text.encode("utf-8", errors="replace")
@@ -288,6 +310,9 @@ class LlamaBackend:
         self._context: Any = None
         self._model = self._load_model(stopping)
         try:
+            vocabulary = lib.llama_model_get_vocab(self._model)
+            if lib.llama_vocab_type(vocabulary) == lib.LLAMA_VOCAB_TYPE_NONE:
+                raise ModelLoadFailed(config.model, "it has no vocabulary")
             self.vocabulary = LlamaVocabulary(self._model)
             self._open_context()
         except BaseException:
@@ -375,6 +400,9 @@ class LlamaBackend:
             n_parallel=config.n_parallel,
         )
         n_ctx, n_parallel = plan.n_ctx, plan.n_parallel
+        if lib.llama_model_rope_type(model) == lib.LLAMA_ROPE_TYPE_NONE:
+            # Learned positions end where the training did.
+            n_ctx = min(n_ctx, lib.llama_model_n_ctx_train(model))
         if n_parallel > lib.llama_max_parallel_sequences():
             most = lib.llama_max_parallel_sequences()
             raise ModelLoadFailed(config.model, f"n_parallel is {n_parallel}, at most {most}")
@@ -382,7 +410,8 @@ class LlamaBackend:
         if can_generate:
             self._context = self._new_context(n_ctx, n_parallel)
             self._memory = lib.llama_get_memory(self._context)
-            n_ctx = lib.llama_n_ctx_seq(self._context)
+            # The context is rounded up; what was asked for is the bound.
+            n_ctx = min(n_ctx, lib.llama_n_ctx_seq(self._context))
             self.n_batch: int = lib.llama_n_batch(self._context)
             self._batch = _CBatch(self.n_batch)
         else:
@@ -471,12 +500,13 @@ class LlamaEmbedding:
         self._n_embd = info.n_embd
         params = lib.llama_context_default_params()
         if self.whole_inputs:
-            self.n_batch = max(config.n_ubatch, info.n_ctx)
+            self.n_batch = max(config.n_ubatch, info.n_ctx, self.n_seq)
             params.n_ubatch = self.n_batch
             params.pooling_type = pooling
         else:
-            self.n_batch = config.n_ubatch
-            params.n_ubatch = config.n_ubatch
+            # llama.cpp reserves an output for each sequence, and asserts that they fit the batch.
+            self.n_batch = max(config.n_ubatch, self.n_seq)
+            params.n_ubatch = self.n_batch
             params.pooling_type = lib.LLAMA_POOLING_TYPE_NONE
         params.n_batch = self.n_batch
         params.n_ctx = max(self.n_batch, info.n_ctx)

@@ -6,7 +6,7 @@ far as the prefill budget goes.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 from dataclasses import dataclass
 
 from openai_local.engine.prefix_cache import Placement, PrefixCache
@@ -60,7 +60,7 @@ class Scheduler:
 
     def __init__(self, cache: PrefixCache, budget: PrefillBudget) -> None:
         self._cache = cache
-        self._waiting: deque[Sequence] = deque()
+        self._waiting: OrderedDict[Sequence, None] = OrderedDict()  # in arrival order
         self._running: list[Sequence] = []  # in arrival order
         self.budget = budget
 
@@ -79,8 +79,12 @@ class Scheduler:
     def sequences(self) -> list[Sequence]:
         return [*self._running, *self._waiting]
 
+    def has(self, sequence: Sequence) -> bool:
+        """Whether it was submitted and has not been removed."""
+        return sequence in self._waiting or sequence.status in (Status.PREFILL, Status.DECODE)
+
     def submit(self, sequence: Sequence) -> None:
-        self._waiting.append(sequence)
+        self._waiting[sequence] = None
 
     def admit(self) -> tuple[Sequence, Placement] | None:
         """Move the next waiting sequence into a slot, if one is free. The caller does the copies.
@@ -90,7 +94,7 @@ class Scheduler:
         """
         if not self._waiting or not self._cache.can_acquire():
             return None
-        sequence = self._waiting.popleft()
+        sequence, _ = self._waiting.popitem(last=False)
         placement = self._cache.acquire(sequence.tokens)
         sequence.slot = placement.slot
         sequence.status = Status.PREFILL
@@ -100,7 +104,7 @@ class Scheduler:
     def remove(self, sequence: Sequence, *, valid: bool = True) -> None:
         """A sequence ended. Its slot's memory stays for reuse if it is ``valid``."""
         if sequence.status is Status.WAITING:
-            self._waiting.remove(sequence)
+            del self._waiting[sequence]
         elif sequence.status is not Status.ENDED:
             self._running.remove(sequence)
             computed = sequence.tokens[: sequence.n_computed] if valid else ()

@@ -31,7 +31,7 @@ class Worker(Generic[Message]):
     def __init__(self, name: str, open: Callable[[], Work[Message]]) -> None:
         """``open`` may raise: it must have told those who wait before it does."""
         self._name = name
-        self._open = open
+        self._open: Callable[[], Work[Message]] | None = open
         self._condition = threading.Condition()
         self._inbox: deque[Message] = deque()
         self._stopping = False
@@ -40,8 +40,9 @@ class Worker(Generic[Message]):
 
     def start(self) -> None:
         # A daemon, so that the interpreter's exit reaches the handler that stops it.
-        self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+        thread.start()
+        self._thread = thread
 
     def post(self, message: Message) -> bool:
         """Leave a message, from any thread; False if the thread will not read it any more."""
@@ -84,8 +85,11 @@ class Worker(Generic[Message]):
         return self._thread is not None and self._thread.is_alive() and not self._finished
 
     def _run(self) -> None:
+        open, self._open = self._open, None  # what it holds is not for the thread to keep
+        assert open is not None, "a worker is started once"
         try:
-            work = self._open()
+            work = open()
+            del open
         except Exception:
             logger.debug("%s did not open", self._name, exc_info=True)
             self._finish()

@@ -20,5 +20,5 @@ def check_key(request: Request, api_key: str | None) -> None:
             code="invalid_api_key",
             status=401,
         )
-    if not hmac.compare_digest(given.strip().encode(), api_key.encode()):
+    if not hmac.compare_digest(given.strip().encode("latin-1"), api_key.encode()):
         raise RequestError("Incorrect API key provided.", code="invalid_api_key", status=401)

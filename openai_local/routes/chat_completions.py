@@ -14,7 +14,7 @@ from openai_local.engine import GenerationRequest, TextDelta
 from openai_local.registry import LoadedModel
 from openai_local.routes.chunks import Chunks, Head, check_streaming, respond
 from openai_local.routes.errors import RequestError
-from openai_local.routes.generation import Choices, off_loop, tokenize_prompt
+from openai_local.routes.generation import INLINE_CHARS, Choices, off_loop, tokenize_prompt
 from openai_local.routes.messages import for_template
 from openai_local.routes.request import Refused, read
 from openai_local.routes.services import Services
@@ -87,7 +87,11 @@ async def _prompt_tokens(body: ChatCompletionRequest, model: LoadedModel) -> lis
             code="unsupported_model",
         )
     messages = for_template(body.messages, template)
-    size = sum(len(message["content"]) for message in messages)
+    # The template adds text of its own to each message; tool calls are seldom short.
+    size = sum(
+        len(message["content"]) + (INLINE_CHARS if "tool_calls" in message else 64)
+        for message in messages
+    )
     return await off_loop(size, lambda: _render(model, template, messages))
 
 

@@ -11,9 +11,11 @@ from starlette.types import ASGIApp
 
 from openai_local.engine import GenerationRequest, TextDelta
 from openai_local.routes.chunks import Chunks, Head, check_streaming, respond
+from openai_local.routes.errors import RequestError
 from openai_local.routes.generation import Choices, tokenize_all
 from openai_local.routes.request import Refused, read
 from openai_local.routes.services import Services
+from openai_local.routes.types.common import MAX_PROMPTS
 from openai_local.routes.types.completions import CompletionRequest
 
 DEFAULT_MAX_TOKENS = 16  # the specification's
@@ -37,6 +39,12 @@ async def _create(services: Services, request: Request, fixed: dict[str, Any]) -
     # The caller writes the whole prompt, control tokens included.
     prompts = await tokenize_all(model.engine, body.prompt, parse_special=True)
     n = body.n or 1
+    if len(prompts) * n > MAX_PROMPTS:
+        raise RequestError(
+            f"{len(prompts)} prompts with {n} choices each are more than {MAX_PROMPTS}.",
+            param="n",
+            code="invalid_value",
+        )
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     choices = Choices(
         model.engine,

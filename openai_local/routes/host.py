@@ -25,8 +25,9 @@ class ClientLeft(Exception):
 
 async def client_left(receive: Receive) -> None:
     """Returns when the client has closed the connection. The body must have been read."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
+    if (await receive())["type"] != "http.disconnect":
+        # A middleware that replays the body would do so for ever, without a pause.
+        await anyio.sleep_forever()
 
 
 def stopping() -> bool:

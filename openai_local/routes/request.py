@@ -83,6 +83,9 @@ def _first(problems: list[ErrorDetails]) -> ErrorDetails:
 
 def _refusal(problem: ErrorDetails) -> RequestError:
     param = _path(problem["loc"])
+    if problem["type"] == "extra_forbidden":  # the client's own word, whatever it looks like
+        param = _path(problem["loc"][:-1])
+        param = f"{param}.{problem['loc'][-1]}" if param else str(problem["loc"][-1])
     kind, message = problem["type"], problem["msg"]
     if kind == "missing":
         text = f"Missing required parameter: '{param}'."

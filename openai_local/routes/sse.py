@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 import anyio
@@ -17,6 +17,7 @@ from openai_local.routes.host import STOP_POLL_S, client_left, stopping
 logger = logging.getLogger(__name__)
 
 KEEP_ALIVE_S = 10.0
+LAST_SEND_S = 5.0
 KEEP_ALIVE = b": keep-alive\n\n"
 DONE = b"data: [DONE]\n\n"
 HEADERS = (
@@ -66,40 +67,45 @@ class EventStream:
 
         async with anyio.create_task_group() as group:
 
+            async def until_end(work: Callable[[], Awaitable[None]]) -> None:
+                nonlocal error, gone
+                try:
+                    await work()
+                except OSError:  # How a server says that the client has gone.
+                    gone = True
+                except Exception as raised:  # a task group would wrap it
+                    error = raised
+                group.cancel_scope.cancel()
+
             async def watch_client() -> None:
                 nonlocal gone
                 await client_left(receive)
                 gone = True
-                group.cancel_scope.cancel()
 
-            async def watch_clock() -> None:
-                nonlocal error, gone
-                self._sent_at = anyio.current_time()
+            # It never writes: a client that does not read must not hold up the shutdown.
+            async def watch_server() -> None:
                 while not stopping():
                     await anyio.sleep(STOP_POLL_S)
-                    if anyio.current_time() - self._sent_at >= KEEP_ALIVE_S:
-                        try:
-                            await write(KEEP_ALIVE)
-                        except OSError:
-                            gone = True
-                            break
-                else:
-                    error = EngineStopped()
-                group.cancel_scope.cancel()
+                raise EngineStopped
 
-            group.start_soon(watch_client)
-            group.start_soon(watch_clock)
-            try:
+            async def keep_alive() -> None:
+                self._sent_at = anyio.current_time()
+                while True:
+                    await anyio.sleep(STOP_POLL_S)
+                    if anyio.current_time() - self._sent_at >= KEEP_ALIVE_S:
+                        await write(KEEP_ALIVE)
+
+            async def write_all() -> None:
                 async for body in self._events:
                     await write(body)
-            except OSError:
-                gone = True
-            except Exception as raised:  # a task group would wrap it
-                error = raised
-            group.cancel_scope.cancel()
+
+            for watch in (watch_client, watch_server, keep_alive):
+                group.start_soon(until_end, watch)
+            await until_end(write_all)
         if not gone:
             last = DONE if error is None else self._error(error)
-            await send({"type": "http.response.body", "body": last, "more_body": False})
+            with anyio.move_on_after(LAST_SEND_S):
+                await send({"type": "http.response.body", "body": last, "more_body": False})
 
     def _error(self, error: Exception) -> bytes:
         if not isinstance(error, EngineError):

@@ -19,7 +19,7 @@ class RefusalPart(Body):
     refusal: str
 
 
-Parts = Annotated[list[TextPart], Field(min_length=1)]
+Parts = Annotated[list[TextPart], Field(fail_fast=True, min_length=1)]
 AssistantParts = Annotated[
     list[Annotated[TextPart | RefusalPart, Field(discriminator="type")]], Field(min_length=1)
 ]
@@ -81,6 +81,6 @@ Message = Annotated[
 
 class ChatCompletionRequest(GenerationBody):
     model: str
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(fail_fast=True, min_length=1)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
