@@ -92,9 +92,8 @@ class ChatTemplate:
         # The longest first, so that no token hides behind its own beginning.
         texts = sorted({t for t in control_tokens if t}, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, texts))) if texts else None
-        self._environment()
         try:
-            self._environment().from_string(source)
+            self._code = self._environment().compile(source)
         except jinja2.TemplateError as error:
             raise TemplateError(f"the chat template does not compile: {error}") from None
 
@@ -118,7 +117,8 @@ class ChatTemplate:
         parts: list[str] = []
         size = 0
         try:
-            for part in environment.from_string(self.source).generate(context):
+            template = jinja2.Template.from_code(environment, self._code, environment.globals)
+            for part in template.generate(context):
                 environment.check()
                 size += len(part)
                 if size > MAX_PROMPT_CHARS:

@@ -28,8 +28,15 @@ def test_the_batch_bounds_a_chunk() -> None:
     assert budget(100_000, 0.02, n_batch=512).tokens(0) == 512
 
 
-def test_prompts_go_on_where_decodes_alone_take_longer_than_the_target() -> None:
-    assert budget(1000, 0.5).tokens(32) == MIN_CHUNK_TOKENS
+def test_where_decodes_alone_take_the_target_a_chunk_takes_as_long_as_they_do() -> None:
+    assert budget(1000, 0.09).tokens(32) == pytest.approx(90, abs=1)
+    assert budget(10, 0.09).tokens(32) == MIN_CHUNK_TOKENS
+
+
+def test_a_burst_of_prompts_has_more_than_the_few_streams_beside_it() -> None:
+    assert budget(1000, 0.02).tokens(2, 2) == pytest.approx(80, abs=1)
+    assert budget(1000, 0.02).tokens(2, 6) == pytest.approx(240, abs=1)
+    assert budget(1000, 0.02).tokens(1, 31) == pytest.approx(1000 * MAX_CHUNK_S, abs=1)
 
 
 def test_short_chunks_say_nothing_of_the_speed() -> None:

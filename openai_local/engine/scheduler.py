@@ -45,12 +45,19 @@ class PrefillBudget:
     def observe_decode(self, seconds: float) -> None:
         self._decode_s += 0.3 * (seconds - self._decode_s)
 
-    def tokens(self, n_decoding: int) -> int:
-        """The budget of a step in which ``n_decoding`` sequences got their token."""
+    def tokens(self, n_decoding: int, n_prompts: int = 1) -> int:
+        """The budget of a step in which ``n_decoding`` sequences got their token.
+
+        The target holds for streams that an arriving prompt delays. Where many times more
+        ``n_prompts`` wait than streams run, as when a burst arrives, it gives way to them: a
+        decode of few sequences costs nearly as much as one of many.
+        """
         if n_decoding == 0:
             seconds = MAX_CHUNK_S
         else:
-            seconds = self._target_itl_s - self._decode_s
+            # No less than the decode takes: smaller chunks cost more than they give.
+            seconds = max(self._target_itl_s - self._decode_s, self._decode_s)
+            seconds = min(seconds * max(n_prompts / n_decoding, 1.0), MAX_CHUNK_S)
         n = int(seconds * self._prefill_tokens_per_s)
         return max(MIN_CHUNK_TOKENS, min(n, self.n_batch))
 
@@ -125,7 +132,8 @@ class Scheduler:
 
     def chunks(self, n_decoding: int) -> list[Chunk]:
         """The prompt tokens to compute now, in slot order."""
-        left = self.budget.tokens(n_decoding)
+        n_prompts = sum(s.status is Status.PREFILL for s in self._running)
+        left = self.budget.tokens(n_decoding, n_prompts)
         chunks: list[Chunk] = []
         for sequence in self._running:
             if left <= 0:
