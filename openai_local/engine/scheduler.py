@@ -14,7 +14,7 @@ from openai_local.engine.sequence import Sequence, Status
 
 # With nobody streaming, a prompt's chunk still ends in time for arrivals and cancellations.
 MAX_CHUNK_S = 0.5
-# Smaller chunks run at little more than half the speed.
+# Smaller chunks cost more throughput than they save latency: a call has a cost of its own.
 MIN_CHUNK_TOKENS = 64
 # A rest this small goes with the chunk before it: a decode call has a cost of its own.
 CHUNK_TAIL_TOKENS = 16
