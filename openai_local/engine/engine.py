@@ -107,11 +107,6 @@ class Engine:
         return await bridge.wait(self.start())
 
     @property
-    def loading(self) -> bool:
-        """Whether a load was asked for and is not done."""
-        return self._started and not self._shared.ready.done()
-
-    @property
     def alive(self) -> bool:
         """Whether the model is loaded and its thread runs."""
         return self._shared.core is not None and self._worker.alive

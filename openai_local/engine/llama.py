@@ -118,9 +118,8 @@ class LlamaVocabulary:
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         """Token ids. Raises EngineStopped once the model is closed."""
-        if len(text) <= _MAX_RUN or not (_LONG_RUN.search(text) or self._is_costly(text)):
-            return self._tokenize(text, add_special, parse_special)
-        if not self._is_bpe:
+        risky = len(text) > _MAX_RUN and (_LONG_RUN.search(text) or self._is_costly(text))
+        if not (self._is_bpe and risky):
             return self._tokenize(text, add_special, parse_special)
         tokens = [self._bos] if add_special and self._bos is not None else []
         at = 0

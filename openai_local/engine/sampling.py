@@ -18,8 +18,9 @@ from openai_local.engine.messages import SamplingParams
 class CategoricalDraw:
     """Draws from the whole vocabulary, as OpenAI's defaults ask, or from what ``min_p`` leaves.
 
-    llama.cpp's chain does the same in five times the time: it sorts, or walks structs. ``min_p``
-    is relative to the likeliest token before the temperature, in llama.cpp's order.
+    llama.cpp's chain does the same through an array of structs; with it a token cost 0.2 ms more
+    (49k vocabulary; all that is not llama_decode took 0.5 ms, now 0.3). ``min_p`` is relative to
+    the likeliest token before the temperature, in llama.cpp's order.
     """
 
     def __init__(self, temperature: float, min_p: float, seed: int) -> None:

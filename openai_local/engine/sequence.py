@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from enum import Enum, auto
 
 from openai_local.engine.messages import FinishReason, GenerationRequest, Usage
@@ -31,8 +30,6 @@ class Sequence:
         "sink",
         "slot",
         "status",
-        "t_first",
-        "t_submit",
         "tokens",
     )
 
@@ -50,8 +47,6 @@ class Sequence:
         self.n_cached = 0
         self.slot = -1
         self.status = Status.WAITING
-        self.t_submit = time.monotonic()
-        self.t_first: float | None = None
 
     @property
     def n_completion(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from contextlib import aclosing
 from typing import Any
 
@@ -12,7 +11,7 @@ from starlette.types import ASGIApp
 from openai_local.chat_template import ChatTemplate
 from openai_local.engine import GenerationRequest, TextDelta
 from openai_local.registry import LoadedModel
-from openai_local.routes.chunks import Chunks, Head, check_streaming, respond
+from openai_local.routes.chunks import Chunks, Head, check_streaming, gather, respond
 from openai_local.routes.errors import RequestError
 from openai_local.routes.generation import INLINE_CHARS, Choices, off_loop, tokenize_prompt
 from openai_local.routes.messages import for_template
@@ -120,21 +119,14 @@ def _choice(index: int, delta: dict[str, Any], reason: str | None = None) -> dic
 
 
 async def _fold(chunks: Chunks) -> dict[str, Any]:
-    whole: dict[str, Any] = {}
-    texts: defaultdict[int, list[str]] = defaultdict(list)
-    reasons: dict[int, str] = {}
-    async for chunk in chunks:
-        whole = chunk
-        for choice in chunk["choices"]:
-            texts[choice["index"]].append(choice["delta"].get("content", ""))
-            reasons[choice["index"]] = choice["finish_reason"]
+    whole = await gather(chunks, lambda choice: str(choice["delta"].get("content", "")))
     choices = [
         {
             "index": index,
-            "message": {"role": "assistant", "content": "".join(texts[index]), "refusal": None},
+            "message": {"role": "assistant", "content": text, "refusal": None},
             "logprobs": None,
-            "finish_reason": reasons[index],
+            "finish_reason": whole.reasons[index],
         }
-        for index in sorted(texts)
+        for index, text in whole.texts.items()
     ]
-    return {**whole, "object": "chat.completion", "choices": choices}
+    return {**whole.last, "object": "chat.completion", "choices": choices}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -83,6 +84,27 @@ async def respond(
         return JSONResponse(await unless_left(request.receive, lambda: fold(chunks)))
     finally:
         choices.cancel()
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """A response put together: its last chunk, and text and finish reason by choice."""
+
+    last: Chunk
+    texts: dict[int, str]
+    reasons: dict[int, str]
+
+
+async def gather(chunks: Chunks, text_of: Callable[[dict[str, Any]], str]) -> Whole:
+    """All of ``chunks``; ``text_of`` gives what a chunk's choice adds to the text."""
+    last: Chunk = {}
+    texts: defaultdict[int, list[str]] = defaultdict(list)
+    reasons: dict[int, str] = {}
+    async for last in chunks:
+        for choice in last["choices"]:
+            texts[choice["index"]].append(text_of(choice))
+            reasons[choice["index"]] = choice["finish_reason"]
+    return Whole(last, {index: "".join(texts[index]) for index in sorted(texts)}, reasons)
 
 
 async def _events(chunks: Chunks, with_usage: bool) -> AsyncGenerator[bytes, None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from contextlib import aclosing
 from typing import Any
 
@@ -10,7 +9,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp
 
 from openai_local.engine import GenerationRequest, TextDelta
-from openai_local.routes.chunks import Chunks, Head, check_streaming, respond
+from openai_local.routes.chunks import Chunks, Head, check_streaming, gather, respond
 from openai_local.routes.errors import RequestError
 from openai_local.routes.generation import Choices, tokenize_all
 from openai_local.routes.request import Refused, read
@@ -76,13 +75,6 @@ def _choice(index: int, text: str, reason: str | None = None) -> dict[str, Any]:
 
 
 async def _fold(chunks: Chunks) -> dict[str, Any]:
-    whole: dict[str, Any] = {}
-    texts: defaultdict[int, list[str]] = defaultdict(list)
-    reasons: dict[int, str] = {}
-    async for chunk in chunks:
-        whole = chunk
-        for choice in chunk["choices"]:
-            texts[choice["index"]].append(choice["text"])
-            reasons[choice["index"]] = choice["finish_reason"]
-    choices = [_choice(index, "".join(texts[index]), reasons[index]) for index in sorted(texts)]
-    return {**whole, "choices": choices}
+    whole = await gather(chunks, lambda choice: str(choice["text"]))
+    choices = [_choice(index, text, whole.reasons[index]) for index, text in whole.texts.items()]
+    return {**whole.last, "choices": choices}
