@@ -22,11 +22,11 @@ import numpy.typing as npt
 
 from openai_local.engine.backend import Batch, DecodeFailed, Draw, Floats
 from openai_local.engine.config import EngineConfig
+from openai_local.engine.draw import Weights, make_draw
 from openai_local.engine.errors import EngineStopped, ModelLoadFailed, Unsupported
 from openai_local.engine.machine import free_memory, physical_cores
 from openai_local.engine.memory import plan_context
 from openai_local.engine.messages import ModelInfo, SamplingParams
-from openai_local.engine.sampling import CategoricalDraw
 
 logger = logging.getLogger(__name__)
 native_logger = logging.getLogger("openai_local.llama_cpp")
@@ -265,35 +265,6 @@ def _decode(context: Any, batch: Any, call: Any = lib.llama_decode) -> None:
         raise DecodeFailed(code, _DECODE_REASONS.get(code, "unknown"))
 
 
-class LlamaDraw:
-    """A llama.cpp sampler chain that cuts the tail and draws."""
-
-    def __init__(self, context: Any, params: SamplingParams, seed: int) -> None:
-        self._context = context
-        self._chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
-        if params.top_k > 0:
-            self._add(lib.llama_sampler_init_top_k(params.top_k))
-        if params.top_p < 1:
-            self._add(lib.llama_sampler_init_top_p(params.top_p, 1))
-        if params.min_p > 0:
-            self._add(lib.llama_sampler_init_min_p(params.min_p, 1))
-        if params.temperature != 1:
-            self._add(lib.llama_sampler_init_temp(params.temperature))
-        self._add(lib.llama_sampler_init_dist(seed))
-
-    def _add(self, sampler: Any) -> None:
-        lib.llama_sampler_chain_add(self._chain, sampler)
-
-    def draw(self, row: Floats, index: int) -> int:
-        # ``row`` is llama.cpp's own memory, so the chain sees what was edited in it.
-        return int(lib.llama_sampler_sample(self._chain, self._context, index))
-
-    def close(self) -> None:
-        chain, self._chain = self._chain, None
-        if chain is not None:
-            lib.llama_sampler_free(chain)
-
-
 class LlamaBackend:
     """A model file, its weights, and a context in the streams layout, one stream a slot.
 
@@ -313,6 +284,7 @@ class LlamaBackend:
             if lib.llama_vocab_type(vocabulary) == lib.LLAMA_VOCAB_TYPE_NONE:
                 raise ModelLoadFailed(config.model, "it has no vocabulary")
             self.vocabulary = LlamaVocabulary(self._model)
+            self._weights = Weights(self.vocabulary.n_tokens)
             self._open_context()
         except BaseException:
             self.close()
@@ -350,9 +322,7 @@ class LlamaBackend:
         return n_keep == 0
 
     def draw(self, sampling: SamplingParams, seed: int) -> Draw:
-        if sampling.top_k == 0 and sampling.top_p >= 1:
-            return CategoricalDraw(sampling.temperature, sampling.min_p, seed)
-        return LlamaDraw(self._context, sampling, seed)
+        return make_draw(sampling, seed, self._weights)
 
     def open_embedding(self) -> LlamaEmbedding:
         return LlamaEmbedding(self._model, self._config, self.info, self._threads())

@@ -56,7 +56,7 @@ class EventStream:
                 await self._events.aclose()
 
     async def _run(self, receive: Receive, send: Send) -> None:
-        lock = anyio.Lock()
+        lock = anyio.Lock(fast_acquire=True)
         gone = False
         error: Exception | None = None
 
