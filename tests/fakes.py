@@ -103,7 +103,7 @@ class FakeDraw:
         self._closed = False
         FakeDraw.open_draws += 1
 
-    def draw(self, row: Floats, index: int) -> int:
+    def draw(self, row: Floats) -> int:
         token = int(row.argmax())
         return token if token == EOG else 97 + (token - 97 + self._seed) % 26
 
@@ -185,6 +185,10 @@ class FakeBackend:
             chat_template=chat_template, bos_token="", eos_token="",
             sampling_defaults=sampling_defaults or {},
         )  # fmt: skip
+
+    @property
+    def can_drop(self) -> bool:
+        return self._can_truncate
 
     def decode(self, batch: Batch) -> Floats:
         assert not self.closed, "nothing is decoded after the end"

@@ -26,7 +26,7 @@ def row(*logits: float) -> np.ndarray[Any, np.dtype[np.float32]]:
 def test_a_draw_follows_the_softmax_at_its_temperature(params: dict[str, Any]) -> None:
     logits = row(0, 1, 2, -np.inf)
     draw = draw_of(4, temperature=0.5, **params)
-    counts = np.bincount([draw.draw(logits, 0) for _ in range(20_000)], minlength=4)
+    counts = np.bincount([draw.draw(logits) for _ in range(20_000)], minlength=4)
     weights = np.exp(logits / 0.5)
     assert np.allclose(counts / 20_000, weights / weights.sum(), atol=0.015)
     assert counts[3] == 0
@@ -36,7 +36,7 @@ def test_a_draw_follows_the_softmax_at_its_temperature(params: dict[str, Any]) -
 def test_min_p_leaves_what_is_likely_enough_before_the_temperature(params: dict[str, Any]) -> None:
     logits = row(0, np.log(0.5), np.log(0.09), np.log(0.11))
     draw = draw_of(4, temperature=2.0, min_p=0.1, **params)
-    assert {draw.draw(logits, 0) for _ in range(2000)} == {0, 1, 3}
+    assert {draw.draw(logits) for _ in range(2000)} == {0, 1, 3}
 
 
 def test_a_seed_fixes_the_draws_and_a_tiny_temperature_is_greedy() -> None:
@@ -44,7 +44,7 @@ def test_a_seed_fixes_the_draws_and_a_tiny_temperature_is_greedy() -> None:
 
     def draws(seed: int, **params: Any) -> list[int]:
         draw = draw_of(50, seed, **params)
-        return [draw.draw(logits, 0) for _ in range(20)]
+        return [draw.draw(logits) for _ in range(20)]
 
     assert draws(1) == draws(1) != draws(2)
     assert set(draws(1, temperature=1e-40)) == set(draws(1, temperature=1e-40, top_k=9)) == {49}
@@ -79,7 +79,7 @@ def test_the_candidates_are_those_of_the_definition(
     likely = left_by(logits, top_k, min(top_p + 1e-4, 1), min_p)
     allowed = set(np.float64(logits[likely])) | expected
     draw = draw_of(n_vocab, seed, temperature=1.5, top_k=top_k or n_vocab, top_p=top_p, min_p=min_p)
-    drawn = {float(logits[draw.draw(logits, 0)]) for _ in range(20)}
+    drawn = {float(logits[draw.draw(logits)]) for _ in range(20)}
     assert drawn <= allowed
     if len(expected) == 1:
         assert drawn <= allowed and min(drawn) >= min(allowed)
@@ -88,14 +88,14 @@ def test_the_candidates_are_those_of_the_definition(
 def test_all_that_top_p_leaves_is_drawn() -> None:
     logits = np.log(row(0.02, 0.4, 0.3, 0.2, 0.08))
     draw = draw_of(5, top_p=0.75)
-    assert {draw.draw(logits, 0) for _ in range(2000)} == {1, 2, 3}
+    assert {draw.draw(logits) for _ in range(2000)} == {1, 2, 3}
 
 
 def test_a_flat_row_is_cut_by_top_p_where_no_token_is_likely() -> None:
     logits = np.zeros(100_000, np.float32)
     logits[5] = 10.0
     draw = draw_of(100_000, top_p=0.5)
-    drawn = {draw.draw(logits, 0) for _ in range(200)}
+    drawn = {draw.draw(logits) for _ in range(200)}
     assert 5 in drawn and len(drawn) > 20
 
 

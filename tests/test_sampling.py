@@ -20,27 +20,27 @@ def row(*logits: float) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 def test_presence_counts_once_and_frequency_each_time_over_the_generated_tokens() -> None:
     sampling = sampler(prompt=(0, 0), presence_penalty=0.5, frequency_penalty=0.25)
-    sampling.sample(row(9, 0, 0, 0), 0)
-    sampling.sample(row(9, 0, 0, 0), 0)
+    sampling.sample(row(9, 0, 0, 0))
+    sampling.sample(row(9, 0, 0, 0))
     logits = row(9, 0, 0, 0)
-    sampling.sample(logits, 0)
+    sampling.sample(logits)
     assert logits.tolist() == [9 - 0.5 - 2 * 0.25, 0, 0, 0]
 
 
 def test_repeat_penalty_divides_what_is_positive_and_multiplies_the_rest_prompt_included() -> None:
     logits = row(4, -4, 4, 0)
-    sampler(prompt=(0, 1), repeat_penalty=2.0).sample(logits, 0)
+    sampler(prompt=(0, 1), repeat_penalty=2.0).sample(logits)
     assert logits.tolist() == [2, -8, 4, 0]
 
 
 def test_repeat_penalty_looks_back_over_its_window_only() -> None:
     logits = row(4, 4, 4, 0)
-    sampler(prompt=(0, 1), repeat_penalty=2.0, repeat_last_n=1).sample(logits, 0)
+    sampler(prompt=(0, 1), repeat_penalty=2.0, repeat_last_n=1).sample(logits)
     assert logits.tolist() == [4, 2, 4, 0]
 
 
 def test_bias_is_added_and_ignoring_the_end_forbids_it() -> None:
     logits = row(1, 2, 3, 9)
-    token = sampler(logit_bias={0: 5.0, 3: 100.0}, ignore_eos=True).sample(logits, 0)
+    token = sampler(logit_bias={0: 5.0, 3: 100.0}, ignore_eos=True).sample(logits)
     assert token == 0
     assert logits.tolist() == [6, 2, 3, -np.inf]

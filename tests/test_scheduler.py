@@ -1,10 +1,19 @@
-"""The prefill budget: how many prompt tokens go between two tokens of a stream."""
+"""How many prompt tokens go between two tokens of a stream, and whose."""
 
 from __future__ import annotations
 
 import pytest
 
-from openai_local.engine.scheduler import MAX_CHUNK_S, MIN_CHUNK_TOKENS, PrefillBudget
+from openai_local.engine import GenerationRequest, SamplingParams
+from openai_local.engine.prefix_cache import PrefixCache
+from openai_local.engine.sampling import Sampler
+from openai_local.engine.scheduler import (
+    MIN_CHUNK_TOKENS,
+    TILE,
+    PrefillBudget,
+    Scheduler,
+)
+from openai_local.engine.sequence import Sequence, Status
 
 
 def budget(tokens_per_s: float, decode_s: float, n_batch: int = 2048) -> PrefillBudget:
@@ -16,27 +25,52 @@ def budget(tokens_per_s: float, decode_s: float, n_batch: int = 2048) -> Prefill
     return budget
 
 
-def test_with_streams_running_a_chunk_and_a_decode_fit_the_target() -> None:
-    assert budget(1000, 0.02).tokens(1) == pytest.approx(80, abs=1)
+def scheduler(*prompts: int, n_decoding: int = 0, speed: float = 700.0) -> Scheduler:
+    """Prompts of these lengths, after sequences that generate already."""
+    scheduler = Scheduler(PrefixCache(64), budget(speed, 0.02))
+    for length in [1] * n_decoding + list(prompts):
+        # No two have a prefix in common.
+        tokens = [scheduler.n_running] * length
+        request = GenerationRequest(tokens, 8)
+        sampler = Sampler(SamplingParams(), tokens, (), None)
+        scheduler.submit(Sequence(request, sampler, 8192, object()))
+        scheduler.admit()
+    for sequence in scheduler.sequences()[:n_decoding]:
+        sequence.status = Status.DECODE
+    return scheduler
+
+
+def chunks(scheduler: Scheduler, n_decoding: int = 0) -> list[tuple[int, int]]:
+    """Slots and tokens of the next chunks, which are then done."""
+    chunks = scheduler.chunks(n_decoding)
+    for chunk in chunks:
+        chunk.sequence.n_computed += chunk.n_tokens
+        if chunk.sequence.n_to_compute == 0:
+            chunk.sequence.status = Status.DECODE
+    return [(chunk.sequence.slot, chunk.n_tokens) for chunk in chunks]
+
+
+def test_with_streams_running_a_chunk_and_a_decode_fit_the_target_in_whole_tiles() -> None:
+    assert budget(4100, 0.02).tokens(1) == 320
+    assert budget(3900, 0.02).tokens(1) == 256
 
 
 def test_with_nobody_streaming_a_chunk_is_as_long_as_half_a_second() -> None:
-    assert budget(1000, 0.02).tokens(0) == pytest.approx(1000 * MAX_CHUNK_S, abs=1)
+    assert budget(1000, 0.02).tokens(0) == 448
 
 
 def test_the_batch_bounds_a_chunk() -> None:
-    assert budget(100_000, 0.02, n_batch=512).tokens(0) == 512
+    assert budget(100_000, 0.02, n_batch=500).tokens(0) == 500
 
 
 def test_where_decodes_alone_take_the_target_a_chunk_takes_as_long_as_they_do() -> None:
-    assert budget(1000, 0.09).tokens(32) == pytest.approx(90, abs=1)
+    assert budget(1500, 0.09).tokens(32) == 128
+
+
+def test_a_chunk_is_a_tile_at_least_unless_a_tile_takes_too_long() -> None:
+    assert budget(300, 0.09).tokens(32) == TILE
+    assert budget(150, 0.09).tokens(32) == 37
     assert budget(10, 0.09).tokens(32) == MIN_CHUNK_TOKENS
-
-
-def test_a_burst_of_prompts_has_more_than_the_few_streams_beside_it() -> None:
-    assert budget(1000, 0.02).tokens(2, 2) == pytest.approx(80, abs=1)
-    assert budget(1000, 0.02).tokens(2, 6) == pytest.approx(240, abs=1)
-    assert budget(1000, 0.02).tokens(1, 31) == pytest.approx(1000 * MAX_CHUNK_S, abs=1)
 
 
 def test_short_chunks_say_nothing_of_the_speed() -> None:
@@ -44,3 +78,60 @@ def test_short_chunks_say_nothing_of_the_speed() -> None:
     before = settled.tokens(1)
     settled.observe_prefill(1, 1.0)
     assert settled.tokens(1) == before
+
+
+def test_a_short_prompt_is_not_cut_and_a_long_one_goes_on_in_tiles() -> None:
+    assert chunks(scheduler(120, n_decoding=8), 8) == [(8, 120)]
+    assert chunks(scheduler(200, n_decoding=8), 8) == [(8, TILE)]
+
+
+def test_a_call_has_no_scraps_of_prompts() -> None:
+    waiting = scheduler(100, 100, 100, 100)
+    assert chunks(waiting) == [(0, 100), (1, 100), (2, 100)]
+    assert chunks(waiting) == [(3, 100)]
+
+
+def test_a_burst_goes_before_the_few_streams_that_it_outnumbers() -> None:
+    assert len(chunks(scheduler(*[100] * 7, n_decoding=4), 4)) == 3
+    assert len(chunks(scheduler(*[100] * 7, n_decoding=7), 7)) == 1
+    # Nothing that it computes now would be a stream.
+    assert chunks(scheduler(*[4000] * 7, n_decoding=1), 1) == [(1, TILE)]
+
+
+def test_short_prompts_are_not_stuck_behind_long_ones_nor_the_long_ones_for_ever() -> None:
+    waiting = scheduler(4000, n_decoding=9)
+    n_long = 0
+    for i in range(40):
+        request = GenerationRequest([100 + i] * 90, 8)
+        short = Sequence(
+            request, Sampler(SamplingParams(), request.prompt_tokens, (), None), 8192, object()
+        )
+        waiting.submit(short)
+        waiting.admit()
+        done = chunks(waiting, 9) + chunks(waiting, 9)
+        assert short.status is Status.DECODE
+        n_long += sum(n for slot, n in done if slot == 9)
+        waiting.remove(short)
+    assert n_long >= 39 * TILE
+
+
+@pytest.mark.parametrize("n_gaps", [1, 2, 3])
+def test_gaps_between_streams_are_filled_while_they_are_few(n_gaps: int) -> None:
+    running = scheduler(n_decoding=10)
+    sequences = running.sequences()
+    for sequence in sequences[2 : 2 + n_gaps]:
+        sequence.n_computed = 1
+        running.remove(sequence)
+    decoding = running.decodes()
+    assert len(decoding) == 10 - n_gaps
+    fillers = [(2 + i, 1) for i in range(n_gaps)] if n_gaps <= 2 else []
+    assert running.fillers(decoding) == fillers
+
+
+def test_prompts_between_streams_take_part_in_their_decodes() -> None:
+    running = scheduler(300, 300, n_decoding=3)
+    last = running.sequences()[-1]
+    assert [sequence.slot for sequence in running.decodes()] == [0, 1, 2]
+    last.status = Status.DECODE
+    assert [sequence.slot for sequence in running.decodes()] == [0, 1, 2, 3, 4]
+    assert running.decodes()[3].status is Status.PREFILL

@@ -73,8 +73,8 @@ class Vocabulary(Protocol):
 class Draw(Protocol):
     """Chooses a token from one row of logits. Owned by one sequence."""
 
-    def draw(self, row: Floats, index: int) -> int:
-        """``row`` has shape (n_vocab,); ``index`` is the token's place in the last batch."""
+    def draw(self, row: Floats) -> int:
+        """``row`` has shape (n_vocab,)."""
         ...
 
     def close(self) -> None: ...
@@ -136,6 +136,11 @@ class Backend(Protocol):
 
     @property
     def n_batch(self) -> int: ...
+
+    @property
+    def can_drop(self) -> bool:
+        """Whether a slot's last tokens can be dropped, and the rest be as before."""
+        ...
 
     def decode(self, batch: Batch) -> Floats:
         """Shape (n_outputs, n_vocab), rows in the batch's order, valid until the next decode.

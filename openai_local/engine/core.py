@@ -24,8 +24,11 @@ from openai_local.engine.sequence import Sequence, Status
 
 logger = logging.getLogger(__name__)
 
-# A gap costs each decode about a third; a move costs one copy. Most gaps are filled before.
-GAP_STEPS = 4
+# Gaps times steps until running sequences are moved together: a move copies a slot's whole memory,
+# and most gaps are filled by the next request before.
+GAP_STEPS = 16
+# What an idle slot computes so that there is no gap; dropped at once.
+FILLER_TOKEN = 0
 
 # LLAMA_DEFAULT_SEED: to llama.cpp it means a random one.
 RANDOM_SEED = 0xFFFFFFFF
@@ -87,14 +90,15 @@ class EngineCore:
         self._handle(messages)
         self._admit()
         decoding = self._scheduler.decodes()
+        n_generating = sum(sequence.status is Status.DECODE for sequence in decoding)
         if decoding:
-            self._close_gap(decoding)
+            self._close_gaps(decoding)
             self._decode(decoding)
             self._flush()
             # A client that left does not wait for the chunk.
             self._handle(self._take())
             self._admit()
-        self._compute_prompts(len(decoding))
+        self._compute_prompts(n_generating)
         self._flush()
         return not (self._scheduler.idle and (self._embedder is None or self._embedder.idle))
 
@@ -178,43 +182,63 @@ class EngineCore:
             sequence.n_cached = sequence.n_computed
             self._counters.prompt_tokens_reused_total += sequence.n_cached
 
-    def _close_gap(self, decoding: list[Sequence]) -> None:
-        gap = decoding[-1].slot - decoding[0].slot >= len(decoding)
-        self._gap_steps = self._gap_steps + 1 if gap else 0
+    def _close_gaps(self, decoding: list[Sequence]) -> None:
+        n_gaps = decoding[-1].slot - decoding[0].slot + 1 - len(decoding)
+        self._gap_steps = self._gap_steps + n_gaps if n_gaps else 0
         if self._gap_steps < GAP_STEPS:
             return
         self._gap_steps = 0
-        plan = self._cache.compact()
-        if plan is None:
-            return
-        (source, target), copies = plan
-        for copy in copies:
-            self._backend.copy(*copy)
-        self._backend.truncate(source, 0)
-        self._scheduler.move(source, target)
+        while (plan := self._cache.compact()) is not None:
+            (source, target), copies = plan
+            for copy in copies:
+                self._backend.copy(*copy)
+            self._backend.truncate(source, 0)
+            self._scheduler.move(source, target)
         decoding.sort(key=lambda sequence: sequence.slot)
 
     # Computing
 
     def _decode(self, decoding: list[Sequence]) -> None:
-        n = len(decoding)
+        entries = [
+            (s.slot, s.n_computed, s.tokens[s.n_computed], s.n_to_compute == 1) for s in decoding
+        ]
+        fillers = self._fillers(decoding)
+        entries += [(slot, n_held, FILLER_TOKEN, False) for slot, n_held in fillers]
+        entries.sort()
+        slots, positions, tokens, outputs = zip(*entries, strict=True)
         batch = Batch(
-            tokens=np.fromiter((s.tokens[-1] for s in decoding), np.int32, n),
-            positions=np.fromiter((s.n_computed for s in decoding), np.int32, n),
-            slots=np.fromiter((s.slot for s in decoding), np.int32, n),
-            outputs=np.ones(n, np.int8),
+            tokens=np.array(tokens, np.int32),
+            positions=np.array(positions, np.int32),
+            slots=np.array(slots, np.int32),
+            outputs=np.array(outputs, np.int8),
         )
         started = time.perf_counter()
         rows = self._run(batch, decoding)
+        for slot, n_held in fillers:
+            if rows is None or not self._backend.truncate(slot, n_held):
+                self._backend.truncate(slot, 0)
+                self._cache.forget(slot)
         if rows is None:
             return
         seconds = time.perf_counter() - started
         self._scheduler.budget.observe_decode(seconds)
         self._counters.decode_steps_total += 1
         self._counters.decode_seconds_total += seconds
-        for i, sequence in enumerate(decoding):
+        row = 0
+        for sequence in decoding:
             sequence.n_computed += 1
-            self._sample(sequence, rows[i], i)
+            if sequence.status is Status.PREFILL:
+                self._counters.prompt_tokens_computed_total += 1
+            if sequence.n_to_compute == 0:
+                sequence.status = Status.DECODE
+                self._sample(sequence, rows[row])
+                row += 1
+
+    def _fillers(self, decoding: list[Sequence]) -> list[tuple[int, int]]:
+        if not self._backend.can_drop:
+            return []
+        n_ctx = self._backend.info.n_ctx
+        return [idle for idle in self._scheduler.fillers(decoding) if idle[1] < n_ctx]
 
     def _compute_prompts(self, n_decoding: int) -> None:
         embedder = self._embedder
@@ -236,16 +260,16 @@ class EngineCore:
             slots=np.empty(n, np.int32),
             outputs=np.zeros(n, np.int8),
         )
-        finished: list[tuple[Sequence, int]] = []
+        finished: list[Sequence] = []
         at = 0
         for chunk in chunks:
             sequence, start, end = chunk.sequence, chunk.sequence.n_computed, at + chunk.n_tokens
             batch.tokens[at:end] = sequence.tokens[start : start + chunk.n_tokens]
             batch.positions[at:end] = np.arange(start, start + chunk.n_tokens)
             batch.slots[at:end] = sequence.slot
-            if chunk.n_tokens == sequence.n_to_prefill:
+            if chunk.n_tokens == sequence.n_to_compute:
                 batch.outputs[end - 1] = 1
-                finished.append((sequence, end - 1))
+                finished.append(sequence)
             at = end
         started = time.perf_counter()
         rows = self._run(batch, [chunk.sequence for chunk in chunks])
@@ -258,9 +282,9 @@ class EngineCore:
         self._counters.prompt_tokens_computed_total += n
         for chunk in chunks:
             chunk.sequence.n_computed += chunk.n_tokens
-        for row, (sequence, index) in enumerate(finished):
+        for row, sequence in zip(rows, finished, strict=True):
             sequence.status = Status.DECODE
-            self._sample(sequence, rows[row], index)
+            self._sample(sequence, row)
 
     def _run(self, batch: Batch, sequences: Seq[Sequence]) -> Floats | None:
         """Decode; a failure fails the sequences in the batch, and only them."""
@@ -286,10 +310,10 @@ class EngineCore:
 
     # Results
 
-    def _sample(self, sequence: Sequence, row: Floats, index: int) -> None:
+    def _sample(self, sequence: Sequence, row: Floats) -> None:
         vocabulary = self._backend.vocabulary
         try:
-            token = sequence.sampler.sample(row, index)
+            token = sequence.sampler.sample(row)
             text, reason = sequence.accept(token, vocabulary.piece(token), vocabulary.is_eog(token))
         except Exception as failure:
             logger.exception("sampling failed")

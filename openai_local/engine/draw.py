@@ -60,7 +60,7 @@ class CategoricalDraw:
         self._random = np.random.default_rng(seed)
         self._weights = weights
 
-    def draw(self, row: Floats, index: int) -> int:
+    def draw(self, row: Floats) -> int:
         weights = self._weights.row
         np.subtract(row, row.max(), out=weights)
         if self._cut is not None:
@@ -84,7 +84,7 @@ class TopDraw:
         self._random = np.random.default_rng(seed)
         self._weights = weights
 
-    def draw(self, row: Floats, index: int) -> int:
+    def draw(self, row: Floats) -> int:
         ids = self._by_rank(row)
         logits = row[ids] - row[ids[0]]
         if self._cut is not None:

@@ -294,6 +294,12 @@ class LlamaBackend:
     def n_slots(self) -> int:
         return self.info.n_parallel
 
+    @property
+    def can_drop(self) -> bool:
+        model = self._model
+        stateful = lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model)
+        return not stateful and not self._n_swa
+
     def decode(self, batch: Batch) -> Floats:
         _decode(self._context, self._batch.fill(batch))
         n_rows = int(np.count_nonzero(batch.outputs))

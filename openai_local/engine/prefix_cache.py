@@ -78,6 +78,14 @@ class PrefixCache:
         self._slots[slot].tokens = tuple(tokens)
         self._touch(self._slots[slot])
 
+    def n_held(self, slot: int) -> int:
+        """How many tokens an idle slot holds."""
+        return len(self._slots[slot].tokens)
+
+    def forget(self, slot: int) -> None:
+        """An idle slot's memory was lost."""
+        self._slots[slot].tokens = ()
+
     def compact(self) -> tuple[tuple[int, int], tuple[tuple[int, int], ...]] | None:
         """Close the lowest gap with the highest running slot.
 

@@ -40,7 +40,7 @@ class Sampler:
             deque(prompt_tokens, maxlen=params.repeat_last_n) if self._repeat != 1.0 else None
         )
 
-    def sample(self, row: Floats, index: int) -> int:
+    def sample(self, row: Floats) -> int:
         """The next token. ``row`` (n_vocab,) is edited in place."""
         if self._recent:
             ids = np.fromiter(set(self._recent), np.int64)
@@ -52,7 +52,7 @@ class Sampler:
             row[ids] -= counts * np.float32(self._frequency) + np.float32(self._presence)
         if len(self._bias_ids):
             row[self._bias_ids] += self._bias
-        token = int(row.argmax()) if self._draw is None else self._draw.draw(row, index)
+        token = int(row.argmax()) if self._draw is None else self._draw.draw(row)
         if self._counts is not None:
             self._counts[token] += 1
         if self._recent is not None:

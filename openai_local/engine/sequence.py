@@ -53,7 +53,7 @@ class Sequence:
         return len(self.tokens) - self.n_prompt
 
     @property
-    def n_to_prefill(self) -> int:
+    def n_to_compute(self) -> int:
         return len(self.tokens) - self.n_computed
 
     def usage(self) -> Usage:
