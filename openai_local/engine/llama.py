@@ -278,6 +278,8 @@ class LlamaBackend:
             raise ModelLoadFailed(config.model, "there is no such file")
         self._config = config
         self._context: Any = None
+        self._logits: Floats = np.empty((0, 0), np.float32)
+        self._logits_at: int | None = None
         self._model = self._load_model(stopping)
         try:
             vocabulary = lib.llama_model_get_vocab(self._model)
@@ -305,7 +307,16 @@ class LlamaBackend:
         n_rows = int(np.count_nonzero(batch.outputs))
         if n_rows == 0:
             return np.empty((0, self.info.n_vocab), np.float32)
-        return _view(lib.llama_get_logits(self._context), n_rows, self.info.n_vocab)
+        return self._logits_view(n_rows)
+
+    def _logits_view(self, n_rows: int) -> Floats:
+        pointer = lib.llama_get_logits(self._context)
+        address = ctypes.cast(pointer, ctypes.c_void_p).value
+        # llama.cpp moves its buffer only to enlarge it; a view costs more than its use.
+        if address != self._logits_at or n_rows > len(self._logits):
+            self._logits = _view(pointer, n_rows, self.info.n_vocab)
+            self._logits_at = address
+        return self._logits[:n_rows]
 
     def copy(self, source: int, target: int) -> None:
         # Across streams only a whole copy is possible; a partial one is an assertion.
