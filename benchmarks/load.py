@@ -56,6 +56,12 @@ class Shape:
     max_tokens: int = 64
     ignore_eos: bool = True
     timeout_s: float = 600.0
+    spread: float = 0.0
+
+    def length(self, seed: int) -> int:
+        """The `max_tokens` of one request: uniform within `spread`, a share, of the middle."""
+        low, high = self.max_tokens * (1 - self.spread), self.max_tokens * (1 + self.spread)
+        return round(random.Random(seed).uniform(low, high))
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +177,7 @@ def chat_body(model: str, prompt: str, seed: int, shape: Shape) -> dict[str, Any
     body: dict[str, Any] = {
         "model": model,
         "messages": [{"role": "user", "content": prompt}],
-        "max_tokens": shape.max_tokens,
+        "max_tokens": shape.length(seed),
         "temperature": 0.8,
         "seed": seed,
         "stream": True,

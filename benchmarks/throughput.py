@@ -237,7 +237,7 @@ def measure(servers: Sequence[Server], args: argparse.Namespace) -> list[Round]:
 
 def one_round(server: Server, concurrency: int, index: int, args: argparse.Namespace) -> Round:
     assert server.model is not None, "warm() names the model"
-    shape = Shape(args.max_tokens, args.ignore_eos, args.timeout)
+    shape = Shape(args.max_tokens, args.ignore_eos, args.timeout, args.spread)
     # The same prompts for every server, and none that an earlier round has left in a cache.
     seed = f"{args.seed}/{concurrency}/{index}"
     texts = prompts(concurrency * args.requests_per_client, args.words, seed)
@@ -490,6 +490,13 @@ def load_options(group: argparse._ArgumentGroup) -> None:
     number("--rounds", 3, "measured rounds at each concurrency")
     group.add_argument("--warmup", action="store_true", help="one unmeasured round before them")
     number("--max-tokens", 64, "output tokens of one answer")
+    group.add_argument(
+        "--spread",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="answers between (1 - SHARE) and (1 + SHARE) of --max-tokens long (default 0)",
+    )
     number("--words", 80, "words in one prompt")
     number("--timeout", 600, "seconds for one request")
     group.add_argument("--seed", type=int, default=0, help="of the prompts (default 0)")
