@@ -361,3 +361,52 @@ def test_a_request_that_cannot_be_taken_fails_alone() -> None:
     assert isinstance(bad.events[-1], Failed)
     assert good.text == expected(good.request, 256)
     driver.check_nothing_is_left()
+
+
+def together(driver: Driver, requests: Sequence[GenerationRequest]) -> list[Sink]:
+    """Submit in one step, and run to the end."""
+    sinks = [Sink(request) for request in requests]
+    driver.run([Submit(sink, sink.request) for sink in sinks])
+    return sinks
+
+
+def test_requests_that_arrive_together_compute_their_common_prefix_once() -> None:
+    driver = Driver(FakeBackend(n_slots=6))
+    shared = [97, 98, 99] * 50
+    requests = [GenerationRequest([*shared, 100 + i], 5, GREEDY) for i in range(12)]
+    sinks = together(driver, requests)
+    for sink in sinks:
+        assert sink.text == expected(sink.request, 256)
+    assert driver.core.metrics().prompt_tokens_computed_total == 150 + 12
+    assert sorted(sink.events[-1].usage.n_cached for sink in sinks) == [0] + [150] * 11
+
+
+def test_choices_of_one_prompt_compute_it_once() -> None:
+    driver = Driver(FakeBackend(n_slots=8))
+    prompt = [97, 98, 99] * 50
+    together(driver, [GenerationRequest(prompt, 5, SamplingParams(seed=i)) for i in range(8)])
+    assert driver.core.metrics().prompt_tokens_computed_total == 150 + 7
+
+
+def test_where_the_one_that_computes_a_prefix_goes_away_another_computes_it() -> None:
+    driver = Driver(FakeBackend(n_batch=16))
+    prompt = [97, 98] * 60
+    sinks = [Sink(GenerationRequest([*prompt, 100 + i], 5, GREEDY)) for i in range(3)]
+    driver.core.step([Submit(sink, sink.request) for sink in sinks])
+    assert driver.core.metrics().sequences_waiting == 2
+    driver.run([Cancel(sinks[0])])
+    assert [sink.text for sink in sinks[1:]] == [expected(s.request, 256) for s in sinks[1:]]
+    assert driver.core.metrics().prompt_tokens_computed_total < 150
+
+
+def test_a_prefix_is_shared_with_one_that_still_streams_but_not_between_salts() -> None:
+    driver = Driver(FakeBackend())
+    prompt = [97, 98] * 40
+    first = driver.submit(prompt, 60)
+    for _ in range(10):
+        driver.core.step([])
+    same, other = driver.submit(prompt, 5), driver.submit(prompt, 5, cache_salt="b")
+    driver.run()
+    assert first.ended and same.text == other.text == expected(same.request, 256)
+    assert same.events[-1].usage.n_cached == 79
+    assert other.events[-1].usage.n_cached == 0

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openai_local.engine.prefix_cache import MIN_COPY_TOKENS, PrefixCache
+from openai_local.engine.prefix_cache import (
+    MIN_COPY_TOKENS,
+    Placement,
+    PrefixCache,
+    Upcoming,
+)
 
 N = MIN_COPY_TOKENS
+
+
+@dataclass
+class Prompt:
+    """A sequence in a slot; ``n_computed`` of it are there, all as soon as it is acquired."""
+
+    tokens: list[int]
+    cache_salt: str = ""
+    n_computed: int = 0
+    slot: int = -1
 
 
 class Memory:
@@ -20,8 +36,10 @@ class Memory:
         self.slots: list[list[int]] = [[] for _ in range(n_slots)]
         self.running: dict[int, list[int]] = {}
 
-    def acquire(self, prompt: list[int]) -> tuple[int, int]:
-        placement = self.cache.acquire(prompt)
+    def acquire(self, prompt: list[int], salt: str = "") -> tuple[int, int]:
+        owner = Prompt(prompt, salt)
+        placement = self.cache.acquire(owner)
+        owner.n_computed = len(prompt)
         slot, n = placement.slot, placement.n_reused
         assert slot == min(i for i in range(len(self.slots)) if i not in self.running)
         self.copy(placement.copies)
@@ -116,12 +134,54 @@ def test_a_short_match_is_not_worth_a_copy() -> None:
     assert memory.acquire([2] * N) == (0, 0)
 
 
-def test_nothing_is_matched_where_a_running_sequence_has_moved_away() -> None:
+def test_a_running_sequence_is_moved_whole_and_leaves_nothing() -> None:
     memory = Memory(2)
     memory.acquire([9])
     memory.acquire([1] * 60)
-    memory.release(1)
-    assert memory.acquire([1] * 60 + [2]) == (1, 60)
     memory.release(0)
     memory.compact()
-    assert memory.acquire([1] * 60 + [3]) == (1, 0)
+    assert memory.cache.n_held(1) == 0
+    assert memory.acquire([1] * 60 + [3]) == (1, 60)
+
+
+def test_a_running_sequence_lends_what_it_has_computed() -> None:
+    cache = PrefixCache(2)
+    owner = Prompt([1] * 100)
+    owner.slot = cache.acquire(owner).slot
+    owner.n_computed = 70
+    assert cache.acquire(Prompt([1] * 80 + [2])) == Placement(1, 70, ((0, 1),))
+
+
+def test_what_is_being_computed_is_worth_waiting_for() -> None:
+    cache = PrefixCache(3)
+    owner = Prompt([1] * 100)
+    owner.slot = cache.acquire(owner).slot
+    follower = Prompt([1] * 80 + [2])
+    upcoming = cache.upcoming(follower)
+    assert upcoming == Upcoming(owner, 80)
+    owner.n_computed = 79
+    assert cache.is_pending(upcoming)
+    owner.n_computed = 80
+    assert not cache.is_pending(upcoming) and cache.upcoming(follower) is None
+    owner.n_computed = 80 - N + 1  # as good as there already
+    assert cache.upcoming(follower) is None
+    owner.n_computed = 10
+    cache.release(owner.slot, ())
+    assert not cache.is_pending(upcoming) and cache.upcoming(follower) is None
+
+
+def test_memory_that_cannot_be_cut_is_not_waited_for() -> None:
+    cache = PrefixCache(3, can_drop=False)
+    owner = Prompt([1] * 100)
+    owner.slot = cache.acquire(owner).slot
+    assert cache.upcoming(Prompt([1] * 80 + [2])) is None
+
+
+def test_nothing_is_shared_between_salts() -> None:
+    memory = Memory(4)
+    memory.acquire([1] * 60, "a")
+    slot, _ = memory.acquire([2] * 60, "a")
+    memory.release(slot)
+    assert memory.acquire([1] * 61, "b")[1] == memory.acquire([2] * 61, "b")[1] == 0
+    assert memory.cache.upcoming(Prompt([1] * 90, "c")) is None
+    assert memory.acquire([1] * 61, "a")[1] == 60

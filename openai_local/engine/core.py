@@ -68,7 +68,7 @@ class EngineCore:
         self._backend = backend
         self._take = take
         self._deliver = deliver
-        self._cache = PrefixCache(backend.n_slots)
+        self._cache = PrefixCache(backend.n_slots, backend.can_drop)
         self._scheduler = Scheduler(self._cache, PrefillBudget(backend.n_batch, target_itl_s))
         self._embedder: Embedder | None = None
         self._by_sink: dict[int, Sequence] = {}

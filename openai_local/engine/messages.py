@@ -34,13 +34,15 @@ class SamplingParams:
 class GenerationRequest:
     """One generation: a prompt of token ids and what bounds its continuation.
 
-    ``max_tokens`` None means until the context is full.
+    ``max_tokens`` None means until the context is full. Prompts share what was computed of them
+    only within one ``cache_salt``, so that nobody can probe another's prompts by their speed.
     """
 
     prompt_tokens: Sequence[int]
     max_tokens: int | None = None
     sampling: SamplingParams = SamplingParams()
     stop: tuple[str, ...] = ()
+    cache_salt: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """Which tokens live in which slot, and where a new sequence goes. Pure: it only plans copies.
 
 Running sequences are kept in the lowest slots, since llama.cpp splits a batch whose slots have
-gaps; what finished sequences left behind is kept, where there is room, in the slots above.
+gaps; what finished sequences left behind is kept, where there is room, in the slots above. A new
+sequence starts from the longest prefix that any slot holds, a running one's included.
 
     slot   0      1      2      3      4
           [run]  [run]  [idle] [run]  [idle: an older prompt]
@@ -12,9 +13,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 # A copy moves a slot's whole buffer; below this many tokens computing again is as fast.
 MIN_COPY_TOKENS = 32
+
+
+class Owner(Protocol):
+    """A sequence in a slot, which holds the first ``n_computed`` of its ``tokens``.
+
+    Nothing is reused between owners of different ``cache_salt``.
+    """
+
+    @property
+    def tokens(self) -> Sequence[int]: ...
+
+    @property
+    def n_computed(self) -> int: ...
+
+    @property
+    def cache_salt(self) -> str: ...
+
+    @property
+    def slot(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,19 +47,46 @@ class Placement:
     copies: tuple[tuple[int, int], ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Upcoming:
+    """A prefix of ``n_tokens`` that ``owner`` is computing."""
+
+    owner: Owner
+    n_tokens: int
+
+
 class _Slot:
-    __slots__ = ("running", "tokens", "used_at")
+    __slots__ = ("owner", "salt", "tokens", "used_at")
 
     def __init__(self) -> None:
-        self.tokens: Sequence[int] = ()
-        self.running = False
+        self.owner: Owner | None = None
+        self.tokens: Sequence[int] = ()  # of an idle slot
+        self.salt = ""
         self.used_at = 0
+
+    @property
+    def running(self) -> bool:
+        return self.owner is not None
+
+    def match(self, prompt: Sequence[int], salt: str) -> int:
+        """How many tokens of ``prompt`` it holds already.
+
+        The last prompt token is left out: its logits start the answer.
+        """
+        if salt != self.salt:
+            return 0
+        if self.owner is None:
+            return _common_prefix(self.tokens, prompt, len(prompt) - 1)
+        limit = min(self.owner.n_computed, len(prompt) - 1)
+        return _common_prefix(self.owner.tokens, prompt, limit)
 
 
 class PrefixCache:
     """The engine tells what it does with each slot; the cache tells where to put things."""
 
-    def __init__(self, n_slots: int) -> None:
+    def __init__(self, n_slots: int, can_drop: bool = True) -> None:
+        """``can_drop``: whether the end of a slot can be dropped, as a fork of a part needs."""
+        self._can_drop = can_drop
         self._slots = [_Slot() for _ in range(n_slots)]
         self._clock = 0
 
@@ -49,15 +97,31 @@ class PrefixCache:
     def can_acquire(self) -> bool:
         return any(not slot.running for slot in self._slots)
 
-    def acquire(self, prompt: Sequence[int]) -> Placement:
-        """Give the lowest free slot to a sequence, with the longest prefix that can be had.
+    def upcoming(self, sequence: Owner) -> Upcoming | None:
+        """What another sequence is computing of this one's prompt, if waiting for it pays."""
+        prompt, best = sequence.tokens, None
+        if not self._can_drop:
+            return None
+        n_best = self._longest_match(sequence)[1] + MIN_COPY_TOKENS
+        for slot in self._slots:
+            owner = slot.owner
+            if owner is not None and slot.salt == sequence.cache_salt:
+                n = _common_prefix(owner.tokens, prompt, len(prompt) - 1)
+                if n >= n_best:
+                    best, n_best = Upcoming(owner, n), n + 1
+        return best
 
-        Only idle slots are matched. The last prompt token is left out of the match: its logits
-        start the answer.
-        """
+    def is_pending(self, upcoming: Upcoming) -> bool:
+        """Whether it is still to be waited for."""
+        owner = upcoming.owner
+        return self._slots[owner.slot].owner is owner and owner.n_computed < upcoming.n_tokens
+
+    def acquire(self, sequence: Owner) -> Placement:
+        """Give the lowest free slot to a sequence, with the longest prefix that can be had."""
+        prompt, salt = sequence.tokens, sequence.cache_salt
         target = next(i for i, slot in enumerate(self._slots) if not slot.running)
-        source, n_match = self._longest_match(prompt)
-        n_here = _common_prefix(self._slots[target].tokens, prompt, len(prompt) - 1)
+        source, n_match = self._longest_match(sequence)
+        n_here = self._slots[target].match(prompt, salt)
         if source == target or n_match < max(MIN_COPY_TOKENS, n_here + 1):
             source, n_match = target, n_here
         copies: list[tuple[int, int]] = []
@@ -66,15 +130,12 @@ class PrefixCache:
             copies += self._park(target, keep=source)
         if source != target:
             copies.append((source, target))
-        slot = self._slots[target]
-        slot.tokens = tuple(prompt[:n_match])
-        slot.running = True
-        self._touch(slot)
+        self._occupy(target, sequence)
         return Placement(target, n_match, tuple(copies))
 
     def release(self, slot: int, tokens: Sequence[int]) -> None:
         """A sequence left; its slot still holds ``tokens``."""
-        self._slots[slot].running = False
+        self._slots[slot].owner = None
         self._slots[slot].tokens = tuple(tokens)
         self._touch(self._slots[slot])
 
@@ -97,19 +158,26 @@ class PrefixCache:
         source = running[-1]
         target = next(i for i, slot in enumerate(self._slots) if not slot.running)
         copies = [*self._park(target, keep=source), (source, target)]
-        self._slots[target].running = True
-        self._touch(self._slots[target])
-        self._slots[source].running = False
+        owner = self._slots[source].owner
+        assert owner is not None, "the highest running slot has an owner"
+        self._occupy(target, owner)
+        self._slots[source].owner = None
         self._slots[source].tokens = ()
         return (source, target), tuple(copies)
 
-    def _longest_match(self, prompt: Sequence[int]) -> tuple[int, int]:
+    def _occupy(self, target: int, owner: Owner) -> None:
+        slot = self._slots[target]
+        slot.owner = owner
+        slot.salt = owner.cache_salt
+        slot.tokens = ()
+        self._touch(slot)
+
+    def _longest_match(self, sequence: Owner) -> tuple[int, int]:
         best, n_best = -1, -1
         for i, slot in enumerate(self._slots):
-            if not slot.running:
-                n = _common_prefix(slot.tokens, prompt, len(prompt) - 1)
-                if n > n_best:
-                    best, n_best = i, n
+            n = slot.match(sequence.tokens, sequence.cache_salt)
+            if n > n_best:
+                best, n_best = i, n
         return best, n_best
 
     def _park(self, target: int, keep: int) -> list[tuple[int, int]]:
@@ -127,8 +195,8 @@ class PrefixCache:
         used_at, place = min(others)
         if used_at > held.used_at:
             return []
-        self._slots[place].tokens = held.tokens
-        self._slots[place].used_at = held.used_at
+        parked = self._slots[place]
+        parked.tokens, parked.salt, parked.used_at = held.tokens, held.salt, held.used_at
         return [(target, place)]
 
     def _touch(self, slot: _Slot) -> None:
@@ -137,7 +205,7 @@ class PrefixCache:
 
 
 def _common_prefix(a: Sequence[int], b: Sequence[int], limit: int) -> int:
-    n = max(min(len(a), limit), 0)
+    n = max(min(len(a), len(b), limit), 0)
     # Whole blocks compare in C; only the block that differs is walked.
     for start in range(0, n, 256):
         end = min(start + 256, n)

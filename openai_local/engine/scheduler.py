@@ -109,17 +109,28 @@ class Scheduler:
     def admit(self) -> tuple[Sequence, Placement] | None:
         """Move the next waiting sequence into a slot, if one is free. The caller does the copies.
 
+        One whose prefix another sequence is computing waits for that, and is forked from it.
+
         Afterwards the sequence's ``slot`` is set; ``n_computed`` is for the caller to set, since
         the backend may not be able to keep what the cache planned.
         """
         if not self._waiting or not self._cache.can_acquire():
             return None
-        sequence, _ = self._waiting.popitem(last=False)
-        placement = self._cache.acquire(sequence.tokens)
+        sequence = next((s for s in self._waiting if not self._is_deferred(s)), None)
+        if sequence is None:
+            return None
+        del self._waiting[sequence]
+        placement = self._cache.acquire(sequence)
         sequence.slot = placement.slot
         sequence.status = Status.PREFILL
         self._running.append(sequence)
         return sequence, placement
+
+    def _is_deferred(self, sequence: Sequence) -> bool:
+        """Whether another sequence is just computing what this one would compute again."""
+        if sequence.upcoming is None or not self._cache.is_pending(sequence.upcoming):
+            sequence.upcoming = self._cache.upcoming(sequence)
+        return sequence.upcoming is not None
 
     def remove(self, sequence: Sequence, *, valid: bool = True) -> None:
         """A sequence ended. Its slot's memory stays for reuse if it is ``valid``."""

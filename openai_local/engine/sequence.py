@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import Enum, auto
 
 from openai_local.engine.messages import FinishReason, GenerationRequest, Usage
+from openai_local.engine.prefix_cache import Upcoming
 from openai_local.engine.sampling import Sampler
 from openai_local.engine.text import Detokenizer
 
@@ -31,6 +32,7 @@ class Sequence:
         "slot",
         "status",
         "tokens",
+        "upcoming",
     )
 
     def __init__(self, request: GenerationRequest, sampler: Sampler, n_ctx: int, sink: object):
@@ -47,6 +49,11 @@ class Sequence:
         self.n_cached = 0
         self.slot = -1
         self.status = Status.WAITING
+        self.upcoming: Upcoming | None = None  # what it waits for before it takes a slot
+
+    @property
+    def cache_salt(self) -> str:
+        return self.request.cache_salt
 
     @property
     def n_completion(self) -> int:
