@@ -55,6 +55,12 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
         description="Bound on the time between tokens while prompts are computed",
     )
+    max_waiting: int = Field(
+        2048, ge=0, lt=MAX_SIZE, description="Requests that may wait; more get 429"
+    )
+    request_timeout_s: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="A request that takes longer fails"
+    )
 
     def engine(self, model: Path) -> EngineConfig:
         """The engine's part of the settings, for one file."""
@@ -70,6 +76,8 @@ class Settings(BaseSettings):
             flash_attn=self.flash_attn,
             use_mmap=self.use_mmap,
             target_itl_ms=self.target_itl_ms,
+            max_waiting=self.max_waiting,
+            request_timeout_s=self.request_timeout_s,
         )
 
 

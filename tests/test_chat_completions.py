@@ -340,3 +340,54 @@ async def test_a_quiet_stream_is_kept_alive_by_comments(monkeypatch: pytest.Monk
     assert request.body.startswith(b": keep-alive\n\n")
     assert request.body.endswith(b"data: [DONE]\n\n")
     await app.aclose()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_beyond_the_queue_a_request_is_told_to_come_back(stream: bool) -> None:
+    app = fake_app(FakeBackend(n_ctx=10**6, n_slots=2, step_s=0.002), max_waiting=1)
+    engine = (await app.registry.get(MODEL)).engine
+    first = OpenRequest(app, PATH, body(n=2, max_tokens=None, stream=True))
+    refused = OpenRequest(app, PATH, body(n=2, stream=stream))
+    taken = OpenRequest(app, PATH, body(stream=stream))
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as group:
+            group.start_soon(first.run)
+            await first.until(b'"content":"')
+            await refused.run()
+            while not engine.metrics().requests_cancelled_total:  # the half that was taken
+                await anyio.sleep(0.005)
+            group.start_soon(taken.run)
+            while not engine.metrics().sequences_waiting:
+                await anyio.sleep(0.005)
+            first.leave.set()
+            await taken.ended.wait()
+    assert refused.status == 429
+    assert (b"retry-after", b"1") in refused.messages[0]["headers"]
+    assert b'"code":"rate_limit_exceeded"' in refused.body
+    assert taken.status == 200
+    await app.aclose()
+
+
+async def test_a_request_that_takes_too_long_fails_and_is_not_to_be_tried_again() -> None:
+    backend = FakeBackend(n_ctx=10**6, step_s=0.01)
+    async with serving(backend, request_timeout_s=0.1) as client:
+        whole = await client.post(PATH, json=body(max_tokens=None))
+        streamed = await client.post(PATH, json=body(max_tokens=None, stream=True))
+    assert whole.status_code == 504
+    assert whole.headers["x-should-retry"] == "false"
+    assert whole.json()["error"]["code"] == "deadline_exceeded"
+    assert '"content":"' in streamed.text
+    assert '"code":"deadline_exceeded"' in streamed.text.strip().split("\n\n")[-1]
+
+
+async def test_a_cache_key_keeps_prompts_apart() -> None:
+    long = body(messages=[{"role": "user", "content": "hello " * 9}])
+    async with serving() as client:
+        cached = [
+            (await client.post(PATH, json={**long, "prompt_cache_key": key})).json()["usage"][
+                "prompt_tokens_details"
+            ]["cached_tokens"]
+            for key in ("a", "b", "a", "b", None)
+        ]
+    n_prompt = len("<user><assistant>") + len("hello " * 9)
+    assert cached == [0, 0, n_prompt - 1, n_prompt - 1, 0]

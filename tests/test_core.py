@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openai_local.engine import (
+    DeadlineExceeded,
+    EngineConfig,
     EngineStopped,
     Failed,
     Finished,
@@ -49,9 +52,11 @@ class Sink:
 class Driver:
     """An EngineCore whose inbox and deliveries are lists."""
 
-    def __init__(self, backend: FakeBackend, target_itl_s: float = 0.1) -> None:
+    def __init__(self, backend: FakeBackend, **config: Any) -> None:
         self.backend = backend
-        self.core = EngineCore(backend, target_itl_s, lambda: [], self._deliver)
+        self.core = EngineCore(
+            backend, EngineConfig(Path("fake"), **config), lambda: [], self._deliver
+        )
 
     def _deliver(self, events: list[tuple[Sink, Any]]) -> list[Sink]:
         for sink, event in events:
@@ -207,7 +212,7 @@ def test_closing_answers_everybody_and_frees_the_backend(steps: list[Any], n: in
 
 
 def test_every_step_gives_each_running_sequence_one_token_while_prompts_are_computed() -> None:
-    driver = Driver(FakeBackend(n_ctx=4096, n_slots=4, n_batch=64), target_itl_s=0.0)
+    driver = Driver(FakeBackend(n_ctx=4096, n_slots=4, n_batch=64), target_itl_ms=0.0)
     streaming = driver.submit([97], 100)
     while not streaming.text:
         driver.core.step([])
@@ -410,3 +415,15 @@ def test_a_prefix_is_shared_with_one_that_still_streams_but_not_between_salts() 
     assert first.ended and same.text == other.text == expected(same.request, 256)
     assert same.events[-1].usage.n_cached == 79
     assert other.events[-1].usage.n_cached == 0
+
+
+def test_what_takes_too_long_ends_with_a_reason_waiting_or_running() -> None:
+    driver = Driver(FakeBackend(n_ctx=10**6, n_slots=1, step_s=0.01), request_timeout_s=0.1)
+    running, waiting = together(driver, [GenerationRequest([97]), GenerationRequest([98])])
+    for sink in (running, waiting):
+        assert isinstance(sink.events[-1].error, DeadlineExceeded)
+    assert running.text
+    later = driver.submit([97], 3)
+    driver.run()
+    assert later.text == expected(later.request, 256)
+    driver.check_nothing_is_left()

@@ -13,6 +13,7 @@ from openai_local.engine.bridge import Generation
 from openai_local.engine.config import EngineConfig
 from openai_local.engine.engine import Engine
 from openai_local.engine.errors import (
+    DeadlineExceeded,
     EmptyPrompt,
     EngineError,
     EngineStopped,
@@ -20,6 +21,7 @@ from openai_local.engine.errors import (
     InvalidToken,
     ModelLoadFailed,
     PromptTooLong,
+    QueueFull,
     StepFailed,
     Unsupported,
 )
@@ -35,6 +37,7 @@ from openai_local.engine.messages import (
 from openai_local.engine.metrics import EngineMetrics
 
 __all__ = [
+    "DeadlineExceeded",
     "EmptyPrompt",
     "Engine",
     "EngineConfig",
@@ -50,6 +53,7 @@ __all__ = [
     "ModelInfo",
     "ModelLoadFailed",
     "PromptTooLong",
+    "QueueFull",
     "SamplingParams",
     "StepFailed",
     "TextDelta",

@@ -13,6 +13,8 @@ class EngineConfig:
     Sizes are in tokens. ``n_ctx`` is the longest sequence, ``n_parallel`` how many run at once;
     each running sequence owns ``n_ctx`` cells of KV memory. ``n_gpu_layers`` -1 means all.
     ``target_itl_ms`` bounds the time between two tokens of a stream while prompts are computed.
+    Beyond ``max_waiting`` generations that wait for a place, more are refused.
+    ``request_timeout_s`` bounds the time from a generation's arrival to its end.
     """
 
     model: Path
@@ -26,3 +28,5 @@ class EngineConfig:
     flash_attn: bool | None = None
     use_mmap: bool = True
     target_itl_ms: float = 100.0
+    max_waiting: int = 2048
+    request_timeout_s: float | None = None

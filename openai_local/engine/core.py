@@ -13,8 +13,14 @@ from typing import Any
 import numpy as np
 
 from openai_local.engine.backend import Backend, Batch, DecodeFailed, Floats
+from openai_local.engine.config import EngineConfig
 from openai_local.engine.embedder import Embedder, EmbeddingJob
-from openai_local.engine.errors import EngineError, EngineStopped, StepFailed
+from openai_local.engine.errors import (
+    DeadlineExceeded,
+    EngineError,
+    EngineStopped,
+    StepFailed,
+)
 from openai_local.engine.messages import Event, Failed, Finished, GenerationRequest, TextDelta
 from openai_local.engine.metrics import EngineMetrics
 from openai_local.engine.prefix_cache import PrefixCache
@@ -59,7 +65,7 @@ class EngineCore:
     def __init__(
         self,
         backend: Backend,
-        target_itl_s: float,
+        config: EngineConfig,
         take: Callable[[], list[Message]],
         deliver: Deliver,
     ) -> None:
@@ -69,7 +75,10 @@ class EngineCore:
         self._take = take
         self._deliver = deliver
         self._cache = PrefixCache(backend.n_slots, backend.can_drop)
-        self._scheduler = Scheduler(self._cache, PrefillBudget(backend.n_batch, target_itl_s))
+        self._scheduler = Scheduler(
+            self._cache, PrefillBudget(backend.n_batch, config.target_itl_ms / 1000)
+        )
+        self._timeout_s = config.request_timeout_s
         self._embedder: Embedder | None = None
         self._by_sink: dict[int, Sequence] = {}
         self._outbox: list[tuple[Any, Event]] = []
@@ -88,6 +97,7 @@ class EngineCore:
     def step(self, messages: list[Message]) -> bool:
         """One token for every running sequence, then prompt tokens or embeddings."""
         self._handle(messages)
+        self._fail_late()
         self._admit()
         decoding = self._scheduler.decodes()
         n_generating = sum(sequence.status is Status.DECODE for sequence in decoding)
@@ -169,6 +179,11 @@ class EngineCore:
                 _fail(job, error if isinstance(error, EngineError) else StepFailed(str(error)))
                 return
         self._embedder.submit(job)
+
+    def _fail_late(self) -> None:
+        if self._timeout_s is not None:
+            for sequence in self._scheduler.submitted_before(time.monotonic() - self._timeout_s):
+                self._fail(sequence, DeadlineExceeded(self._timeout_s), valid=True)
 
     # Placement
 
@@ -330,10 +345,10 @@ class EngineCore:
         self._outbox.append((sequence.sink, Finished(reason, sequence.usage())))
         self._end(sequence)
 
-    def _fail(self, sequence: Sequence, error: EngineError) -> None:
+    def _fail(self, sequence: Sequence, error: EngineError, *, valid: bool = False) -> None:
         self._counters.requests_failed_total += 1
         self._outbox.append((sequence.sink, Failed(error)))
-        self._end(sequence, valid=False)
+        self._end(sequence, valid=valid)
 
     def _end(self, sequence: Sequence, *, valid: bool = True) -> None:
         del self._by_sink[id(sequence.sink)]

@@ -23,6 +23,7 @@ from openai_local.engine.errors import (
     InvalidToken,
     ModelLoadFailed,
     PromptTooLong,
+    QueueFull,
     Unsupported,
 )
 from openai_local.engine.messages import GenerationRequest, ModelInfo
@@ -77,6 +78,7 @@ class Engine:
         self.config = config
         self._lock = threading.Lock()
         self._started = False
+        self._n_submitted = 0
         self._shared = shared = _Shared()
         # The thread must not keep an abandoned engine alive, so it knows these, not self.
         self._worker: Worker[Message] = Worker(
@@ -144,8 +146,15 @@ class Engine:
             if not 0 <= token < info.n_vocab:
                 raise InvalidToken(token, info.n_vocab, "logit_bias")
         generation = bridge.Generation(self._cancel)
-        if not self._worker.post(Submit(generation, request)):
-            raise EngineStopped
+        with self._lock:
+            # What the engine has counted as ended is never more than what was submitted here.
+            n_unfinished = self._n_submitted - self.metrics().requests_ended_total
+            n_max = info.n_parallel + self.config.max_waiting
+            if n_unfinished >= n_max:
+                raise QueueFull(n_unfinished, n_max)
+            if not self._worker.post(Submit(generation, request)):
+                raise EngineStopped
+            self._n_submitted += 1
         return generation
 
     async def embed(self, inputs: Sequence[Sequence[int]]) -> Floats:
@@ -213,7 +222,7 @@ def _open(
     take: Any = worker.take
     try:
         backend = open_backend(config, lambda: worker.stopping)
-        core = EngineCore(backend, config.target_itl_ms / 1000, take, bridge.deliver)
+        core = EngineCore(backend, config, take, bridge.deliver)
     except Exception as error:
         if not isinstance(error, (ModelLoadFailed, EngineStopped)):
             logger.exception("loading %s failed", config.model)

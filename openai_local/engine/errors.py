@@ -6,6 +6,8 @@ EngineError
 │   ├── EmptyPrompt        nothing to compute
 │   ├── InvalidToken       a token id outside the vocabulary
 │   └── Unsupported        the model cannot do what was asked
+├── QueueFull              refused for now: too many requests wait already
+├── DeadlineExceeded       it took longer than a request may
 ├── ModelLoadFailed        the file is missing, damaged, or too large
 ├── StepFailed             llama.cpp failed the step that this work was part of
 └── EngineStopped          the engine was shut down before the work was done
@@ -59,6 +61,25 @@ class Unsupported(InvalidRequest):
     def __init__(self, ability: str) -> None:
         super().__init__(f"the model does not support {ability}")
         self.ability = ability
+
+
+class QueueFull(EngineError):
+    """``n_unfinished`` generations run or wait, and no more than ``n_max`` may."""
+
+    def __init__(self, n_unfinished: int, n_max: int) -> None:
+        super().__init__(
+            f"{n_unfinished} generations are running or waiting; at most {n_max} may: try later"
+        )
+        self.n_unfinished = n_unfinished
+        self.n_max = n_max
+
+
+class DeadlineExceeded(EngineError):
+    """The generation was not finished within ``timeout_s`` of its arrival."""
+
+    def __init__(self, timeout_s: float) -> None:
+        super().__init__(f"the request was not finished within {timeout_s:g} s")
+        self.timeout_s = timeout_s
 
 
 class ModelLoadFailed(EngineError):

@@ -23,3 +23,11 @@ class EngineMetrics:
     prefill_seconds_total: float = 0.0
     sequences_running: int = 0
     sequences_waiting: int = 0
+
+    @property
+    def requests_ended_total(self) -> int:
+        return (
+            self.requests_finished_total
+            + self.requests_cancelled_total
+            + self.requests_failed_total
+        )

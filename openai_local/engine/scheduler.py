@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from itertools import takewhile
 
 from openai_local.engine.prefix_cache import Placement, PrefixCache
 from openai_local.engine.sequence import Sequence, Status
@@ -102,6 +103,11 @@ class Scheduler:
     def has(self, sequence: Sequence) -> bool:
         """Whether it was submitted and has not been removed."""
         return sequence in self._waiting or sequence.status in (Status.PREFILL, Status.DECODE)
+
+    def submitted_before(self, time_s: float) -> list[Sequence]:
+        """Those that were submitted before ``time_s`` of the monotonic clock."""
+        waiting = takewhile(lambda s: s.submitted_s < time_s, self._waiting)
+        return [*(s for s in self._running if s.submitted_s < time_s), *waiting]
 
     def submit(self, sequence: Sequence) -> None:
         self._waiting[sequence] = None

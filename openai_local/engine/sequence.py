@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from enum import Enum, auto
 
 from openai_local.engine.messages import FinishReason, GenerationRequest, Usage
@@ -31,6 +32,7 @@ class Sequence:
         "sink",
         "slot",
         "status",
+        "submitted_s",
         "tokens",
         "upcoming",
     )
@@ -49,6 +51,7 @@ class Sequence:
         self.n_cached = 0
         self.slot = -1
         self.status = Status.WAITING
+        self.submitted_s = time.monotonic()
         self.upcoming: Upcoming | None = None  # what it waits for before it takes a slot
 
     @property

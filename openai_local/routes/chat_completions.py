@@ -30,7 +30,6 @@ REFUSED: Refused = {
     "moderation": (),
     "parallel_tool_calls": (True, False),
     "prediction": (),
-    "prompt_cache_key": (),
     "prompt_cache_options": (),
     "prompt_cache_retention": (),
     "reasoning_effort": ("none",),
@@ -57,7 +56,11 @@ async def create(services: Services, request: Request) -> ASGIApp:
         model.engine,
         [
             GenerationRequest(
-                tokens, max_tokens, body.sampling(model.info.sampling_defaults, i), body.stops()
+                tokens,
+                max_tokens,
+                body.sampling(model.info.sampling_defaults, i),
+                body.stops(),
+                cache_salt=body.prompt_cache_key or "",
             )
             for i in range(n)
         ],

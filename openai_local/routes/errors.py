@@ -10,16 +10,25 @@ from starlette.responses import JSONResponse
 
 from openai_local.chat_template import TemplateError
 from openai_local.engine import (
+    DeadlineExceeded,
     EmptyPrompt,
     EngineError,
     EngineStopped,
     InvalidToken,
     ModelLoadFailed,
     PromptTooLong,
+    QueueFull,
     Unsupported,
 )
 from openai_local.model_files import NoModel
 from openai_local.registry import UnknownModel
+
+HEADERS = {
+    401: {"www-authenticate": "Bearer"},
+    429: {"retry-after": "1"},
+    # What timed out once would only do so again; OpenAI's clients go by this header.
+    504: {"x-should-retry": "false"},
+}
 
 
 class RequestError(Exception):
@@ -55,8 +64,7 @@ class ErrorShape:
         }
 
     def response(self) -> JSONResponse:
-        headers = {"www-authenticate": "Bearer"} if self.status == 401 else None
-        return JSONResponse(self.body(), self.status, headers)
+        return JSONResponse(self.body(), self.status, HEADERS.get(self.status))
 
 
 def shape(error: Exception, prompt_param: str = "messages") -> ErrorShape:
@@ -81,6 +89,10 @@ def shape(error: Exception, prompt_param: str = "messages") -> ErrorShape:
             return ErrorShape(400, text, param="model", code="unsupported_model")
         case ModelLoadFailed() | NoModel():
             return ErrorShape(503, text, type="server_error", code="model_load_failed")
+        case QueueFull():
+            return ErrorShape(429, text, type="rate_limit_error", code="rate_limit_exceeded")
+        case DeadlineExceeded():
+            return ErrorShape(504, text, type="server_error", code="deadline_exceeded")
         case EngineStopped():
             return ErrorShape(503, text, type="server_error", code="engine_stopped")
         case EngineError():

@@ -84,3 +84,4 @@ class ChatCompletionRequest(GenerationBody):
     messages: Annotated[list[Message], Field(fail_fast=True, min_length=1)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    prompt_cache_key: str | None = None
