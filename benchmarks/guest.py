@@ -13,11 +13,12 @@ import time
 from statistics import median
 
 from load import Endpoint, Shape, chat_body, drive, get_json, prompts
+from servers import start, stop
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
-from throughput import percentile, start, stop
+from throughput import percentile
 
 import openai_local
 

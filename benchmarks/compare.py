@@ -1,0 +1,186 @@
+"""Runs the workloads of `workloads.py` against this project's server and its peers, in turns.
+
+    python benchmarks/compare.py --model model.gguf --peer-command 'llama-server=llama-server ...'
+
+Prints a table of medians, and our ratios to the first peer: above 1 we are faster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from servers import (
+    Server,
+    ServerFailed,
+    check_servers,
+    machine,
+    positive,
+    running,
+    server_options,
+)
+from throughput import SETTLE_S, markdown, percentile
+from workloads import WORKLOADS, Outcome, Target
+
+HEADINGS = (
+    "workload", "server", "seconds", "tokens/s", "TTFT p50 ms", "gap p50", "gap p99", "cached",
+    "long s", "errors",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """One round of one server: seconds, tokens per second, milliseconds, counts."""
+
+    wall_s: float
+    tokens_per_s: float
+    ttft_ms: float
+    gap_p50_ms: float
+    gap_p99_ms: float
+    cached: float
+    long_s: float
+    n_errors: int
+
+    @classmethod
+    def of(cls, outcome: Outcome) -> Figures:
+        good = [sample for sample in outcome.samples if sample.error is None]
+        gaps = [1000 * gap_s for sample in good for gap_s in sample.gaps_s]
+        n_prompt = sum(sample.n_prompt_tokens for sample in good)
+        return cls(
+            wall_s=outcome.wall_s,
+            tokens_per_s=sum(sample.n_output_tokens for sample in good) / outcome.wall_s,
+            ttft_ms=percentile([1000 * sample.ttft_s for sample in good], 0.5),
+            gap_p50_ms=percentile(gaps, 0.5),
+            gap_p99_ms=percentile(gaps, 0.99),
+            cached=sum(sample.n_cached_tokens for sample in good) / (n_prompt or 1),
+            long_s=outcome.others.get("long", 0.0),
+            n_errors=len(outcome.samples) - len(good),
+        )
+
+
+Rounds = dict[tuple[str, str], list[Figures]]
+
+
+def measure(servers: Sequence[Server], args: argparse.Namespace) -> Rounds:
+    """Every workload on every server, `args.rounds` times, in alternating order."""
+    rounds: Rounds = {}
+    for name in args.workloads:
+        for index in range(args.rounds):
+            for server in servers if index % 2 == 0 else reversed(servers):
+                assert server.model is not None, "a warm server has named its models"
+                time.sleep(SETTLE_S)
+                target = Target(server.endpoint, server.model)
+                outcome = asyncio.run(WORKLOADS[name](target, f"{args.seed}/{name}/{index}"))
+                rounds.setdefault((name, server.name), []).append(Figures.of(outcome))
+                errors = {sample.error for sample in outcome.samples} - {None}
+                print(
+                    f"{name}, round {index + 1}, {server.name}: {outcome.wall_s:.1f} s",
+                    *errors,
+                    file=sys.stderr,
+                )
+    return rounds
+
+
+def row(name: str, server: str, figures: Sequence[Figures]) -> list[str]:
+    def mid(field: str) -> float:
+        return float(median(getattr(each, field) for each in figures))
+
+    return [
+        name,
+        server,
+        f"{mid('wall_s'):.1f}",
+        f"{mid('tokens_per_s'):.1f}",
+        f"{mid('ttft_ms'):.0f}",
+        f"{mid('gap_p50_ms'):.1f}",
+        f"{mid('gap_p99_ms'):.1f}",
+        f"{mid('cached'):.0%}",
+        f"{mid('long_s'):.1f}" if mid("long_s") else "",
+        str(sum(each.n_errors for each in figures)),
+    ]
+
+
+def ratio_lines(rounds: Rounds, ours: str, theirs: str) -> list[str]:
+    """Median and range of the rounds' ratios, without those in which a request failed."""
+    lines = []
+    for name in dict.fromkeys(name for name, _ in rounds):
+        pairs = [
+            (mine, other)
+            for mine, other in zip(rounds[name, ours], rounds[name, theirs], strict=True)
+            if not mine.n_errors and not other.n_errors
+        ]
+        wanted = {"tokens/s": [mine.tokens_per_s / other.tokens_per_s for mine, other in pairs]}
+        if name == "storm":
+            wanted = {
+                "gap p99": [mine.gap_p99_ms / other.gap_p99_ms for mine, other in pairs],
+                "long prompts' time": [mine.long_s / other.long_s for mine, other in pairs],
+            }
+        for what, values in wanted.items():
+            if values:
+                spread = f"{median(values):.2f} ({min(values):.2f}-{max(values):.2f})"
+                lines.append(f"{name}: {what} of {ours} / {theirs}: {spread}")
+            else:
+                lines.append(f"{name}: requests failed, no ratio")
+    return lines
+
+
+def as_json(rounds: Rounds) -> dict[str, Any]:
+    return {
+        "machine": machine(),
+        "command": shlex.join(sys.argv),
+        "rounds": [
+            {"workload": name, "server": server, "round": index}
+            | {field: getattr(each, field) for field in Figures.__slots__}
+            for (name, server), figures in rounds.items()
+            for index, each in enumerate(figures)
+        ],
+    }
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Runs real workloads against this project's server and its peers."
+    )
+    server_options(parser.add_argument_group("servers"))
+    names = list(WORKLOADS)
+    parser.add_argument("--workloads", nargs="+", choices=names, default=names, metavar="NAME",
+                        help=f"of {', '.join(names)} (default all)")  # fmt: skip
+    parser.add_argument("--rounds", type=positive, default=3, metavar="N", help="default 3")
+    parser.add_argument("--seed", type=int, default=0, help="of the prompts (default 0)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every round to FILE")
+    args = parser.parse_args()
+    args.ignore_eos = True
+    check_servers(parser, args)
+    return args
+
+
+def main() -> int:
+    args = arguments()
+    # So that a terminated benchmark also stops the servers that it started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        with running(args) as servers:
+            rounds = measure(servers, args)
+    except ServerFailed as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(markdown([list(HEADINGS), *(row(*key, each) for key, each in rounds.items())]))
+    if len(servers) > 1:
+        print(*ratio_lines(rounds, servers[0].name, servers[1].name), sep="\n")
+    print("(" + ", ".join(f"{key} {value}" for key, value in machine().items()) + ")")
+    if args.json:
+        args.json.write_text(json.dumps(as_json(rounds), indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
