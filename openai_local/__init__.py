@@ -10,7 +10,7 @@ The life of a request:
 4. ``routes/generation.py`` tokenises and submits one generation a choice to the engine;
 5. ``engine/worker.py`` hands it to the model's one thread through an inbox;
 6. ``engine/scheduler.py`` picks each step's tokens: every running sequence's, then prompt chunks;
-7. ``engine/llama.py`` decodes them with llama.cpp; ``engine/text.py`` makes text of the tokens;
+7. ``engine/llama/`` decodes them with llama.cpp; ``engine/text.py`` makes text of the tokens;
 8. ``engine/bridge.py`` wakes the event loop once a step with all that the step made;
 9. the endpoint turns deltas into chunks, ``routes/sse.py`` sends them, or they are folded to one.
 

@@ -7,10 +7,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import ByteSize, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from openai_local.engine.config import EngineConfig
+from openai_local.engine.config import CacheType, EngineConfig
 
 ENV_PREFIX = "OPENAI_LOCAL_"
 
@@ -48,6 +48,13 @@ class Settings(BaseSettings):
     n_batch: int = Field(2048, ge=1, le=MAX_BATCH, description="Most tokens of a decode")
     n_ubatch: int = Field(512, ge=1, le=MAX_BATCH, description="Most tokens computed at once")
     flash_attn: bool | None = Field(None, description="Flash attention; llama.cpp decides if unset")
+    kv_memory: ByteSize | None = Field(
+        None,
+        ge=1,
+        description="Most memory for keys and values; else a quarter of what is free",
+    )
+    cache_type_k: CacheType = Field("f16", description="Format of the keys in memory")
+    cache_type_v: CacheType = Field("f16", description="Format of the values in memory")
     use_mmap: bool = Field(True, description="Map the file instead of reading it")
     target_itl_ms: float = Field(
         100.0,
@@ -74,6 +81,9 @@ class Settings(BaseSettings):
             n_batch=self.n_batch,
             n_ubatch=self.n_ubatch,
             flash_attn=self.flash_attn,
+            kv_memory=self.kv_memory,
+            cache_type_k=self.cache_type_k,
+            cache_type_v=self.cache_type_v,
             use_mmap=self.use_mmap,
             target_itl_ms=self.target_itl_ms,
             max_waiting=self.max_waiting,

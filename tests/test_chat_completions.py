@@ -380,6 +380,41 @@ async def test_a_request_that_takes_too_long_fails_and_is_not_to_be_tried_again(
     assert '"code":"deadline_exceeded"' in streamed.text.strip().split("\n\n")[-1]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_tier_that_was_asked_for_is_named_in_the_answer(stream: bool) -> None:
+    tiers = {"auto": "default", "flex": "flex", "fast": "priority", "priority": "priority"}
+    async with serving() as client:
+        for asked, given in tiers.items():
+            response = await client.post(PATH, json=body(stream=stream, service_tier=asked))
+            answers = events_of(response) if stream else [response.json()]
+            assert {answer["service_tier"] for answer in answers} == {given}
+        refused = await client.post(PATH, json=body(service_tier="gold"))
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "service_tier")
+
+
+async def test_a_higher_tier_does_not_wait_behind_a_lower_one() -> None:
+    app = fake_app(FakeBackend(n_ctx=10**6, n_slots=1, step_s=0.002))
+    engine = (await app.registry.get(MODEL)).engine
+    first = OpenRequest(app, PATH, body(max_tokens=None, stream=True))
+    ended: list[str] = []
+
+    async def ask(tier: str) -> None:
+        await OpenRequest(app, PATH, body(service_tier=tier)).run()
+        ended.append(tier)
+
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as group:
+            group.start_soon(first.run)
+            await first.until(b'"content":"')
+            for n, tier in enumerate(("flex", "default", "priority"), 1):
+                group.start_soon(ask, tier)
+                while engine.metrics().sequences_waiting < n:
+                    await anyio.sleep(0.005)
+            first.leave.set()
+    assert ended == ["priority", "default", "flex"]
+    await app.aclose()
+
+
 async def test_a_cache_key_keeps_prompts_apart() -> None:
     long = body(messages=[{"role": "user", "content": "hello " * 9}])
     async with serving() as client:

@@ -24,6 +24,7 @@ from openai_local.engine import (
     SamplingParams,
     StepFailed,
     TextDelta,
+    core,
 )
 from openai_local.engine.core import Cancel, EngineCore, Message, Submit
 from openai_local.engine.embedder import EmbeddingJob
@@ -144,8 +145,22 @@ def play(driver: Driver, steps: list[Any], strict: bool = True) -> tuple[list[Si
 
 
 @settings(max_examples=300, deadline=None)
-@given(operations, st.integers(1, 5), st.sampled_from([16, 64]), st.booleans())
+@given(
+    operations,
+    st.integers(1, 5),
+    st.sampled_from([16, 64]),
+    st.booleans(),
+    st.sampled_from([1, 3, core.GAP_STEPS]),
+)
 def test_arbitrary_arrivals_and_cancellations_change_nobodys_text(
+    steps: list[Any], n_slots: int, n_batch: int, can_truncate: bool, gap_steps: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(core, "GAP_STEPS", gap_steps)
+        check_arbitrary_arrivals(steps, n_slots, n_batch, can_truncate)
+
+
+def check_arbitrary_arrivals(
     steps: list[Any], n_slots: int, n_batch: int, can_truncate: bool
 ) -> None:
     backend = FakeBackend(n_ctx=128, n_slots=n_slots, n_batch=n_batch, can_truncate=can_truncate)
@@ -427,3 +442,19 @@ def test_what_takes_too_long_ends_with_a_reason_waiting_or_running() -> None:
     driver.run()
     assert later.text == expected(later.request, 256)
     driver.check_nothing_is_left()
+
+
+def test_a_prompt_that_is_moved_into_a_gap_goes_on_where_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(core, "GAP_STEPS", 1)
+    driver = Driver(FakeBackend(n_batch=16))
+    streams = [driver.submit([97 + i], 30) for i in range(3)]
+    while not all(sink.text for sink in streams):
+        driver.core.step([])
+    long = driver.submit([104] * 200, 5)
+    driver.core.step([Cancel(streams[1])])
+    assert not long.text
+    driver.run()
+    for sink in (streams[0], streams[2], long):
+        assert sink.text == expected(sink.request, 256)

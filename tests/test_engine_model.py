@@ -23,6 +23,7 @@ from openai_local.engine import (
     SamplingParams,
     TextDelta,
 )
+from openai_local.engine.config import CacheType
 
 pytestmark = [pytest.mark.model, pytest.mark.anyio]
 
@@ -150,3 +151,63 @@ async def test_control_tokens_within_long_runs_stay_whole(engine: Engine) -> Non
         assert tokens == engine.tokenize("x" * n) + end * 3
     many = engine.tokenize("<|im_end|> " * 20_000, parse_special=True)
     assert many.count(end[0]) == 20_000
+
+
+async def test_requests_with_one_prefix_compute_it_once_and_say_what_each_says_alone(
+    engine: Engine,
+) -> None:
+    system = "<|im_start|>system\nYou are a helpful assistant." + " Be brief." * 60 + "<|im_end|>\n"
+    prompts = [
+        engine.tokenize(
+            f"{system}<|im_start|>user\nWhat is the capital of {country}?<|im_end|>\n"
+            "<|im_start|>assistant\n",
+            parse_special=True,
+        )
+        for country in ("France", "Italy", "Spain", "Japan", "Egypt", "Greece")
+    ]
+    greedy = SamplingParams(temperature=0)
+    alone = [
+        (await read(engine, GenerationRequest(prompt, 6, greedy, cache_salt=str(i))))[0]
+        for i, prompt in enumerate(prompts)
+    ]
+    before = engine.metrics().prompt_tokens_computed_total
+    together: dict[int, tuple[str, Finished]] = {}
+
+    async def ask(i: int) -> None:
+        together[i] = await read(engine, GenerationRequest(prompts[i], 6, greedy, cache_salt="all"))
+
+    async with anyio.create_task_group() as group:
+        for i in range(len(prompts)):
+            group.start_soon(ask, i)
+    assert [together[i][0] for i in range(len(prompts))] == alone
+    computed = engine.metrics().prompt_tokens_computed_total - before
+    cached = [end.usage.n_cached for _, end in together.values()]
+    assert sum(map(len, prompts)) == computed + sum(cached)
+    assert sorted(n > 120 for n in cached) == [False] + [True] * 5
+
+
+@pytest.mark.parametrize(("keys", "values"), [("q8_0", "f16"), ("q8_0", "q8_0"), ("q8_0", "q4_0")])
+async def test_keys_and_values_can_be_stored_in_less(
+    smollm2: Path, keys: CacheType, values: CacheType
+) -> None:
+    config = EngineConfig(
+        smollm2, n_ctx=512, n_parallel=2, cache_type_k=keys, cache_type_v=values, flash_attn=True
+    )
+    async with Engine(config) as engine:
+        prompt = engine.tokenize(FRANCE, parse_special=True)
+        text, _ = await read(engine, GenerationRequest(prompt, 30, SamplingParams(temperature=0)))
+    assert "Paris" in text
+
+
+async def test_stored_values_without_flash_attention_are_refused(smollm2: Path) -> None:
+    config = EngineConfig(smollm2, n_ctx=512, cache_type_v="q8_0", flash_attn=False)
+    with pytest.raises(ModelLoadFailed, match="cache_type_v 'q8_0' needs flash_attn"):
+        await Engine(config).ready()
+
+
+async def test_the_memory_for_keys_and_values_bounds_the_sequences(smollm2: Path) -> None:
+    async with Engine(EngineConfig(smollm2, n_ctx=2048, kv_memory=400 << 20)) as engine:
+        assert engine.info.n_parallel == 8
+    config = EngineConfig(smollm2, n_ctx=2048, kv_memory=400 << 20, cache_type_k="q8_0")
+    async with Engine(config) as engine:
+        assert engine.info.n_parallel == 8

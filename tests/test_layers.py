@@ -44,8 +44,12 @@ def importers(prefix: str, within: str = "openai_local") -> set[str]:
     }
 
 
-def test_one_module_imports_llama_cpp() -> None:
-    assert importers("llama_cpp") == {"openai_local.engine.llama"}
+def test_one_package_of_the_engine_imports_llama_cpp_and_none_imports_it_at_once() -> None:
+    wall = "openai_local.engine.llama."
+    assert all(module.startswith(wall) for module in importers("llama_cpp"))
+    assert importers("openai_local.engine.llama") - {
+        module for module in MODULES if (module + ".").startswith(wall)
+    } == {"openai_local.engine.engine", "openai_local.model_files"}
 
 
 def test_inside_the_engine_one_module_knows_event_loops() -> None:
@@ -58,7 +62,7 @@ def test_the_engine_is_made_of_the_standard_library_and_numpy() -> None:
     for module in MODULES:
         if module.startswith("openai_local.engine"):
             extra = {"anyio", "trio"} if module.endswith(".bridge") else set()
-            extra |= {"llama_cpp"} if module.endswith(".llama") else set()
+            extra |= {"llama_cpp"} if ".engine.llama." in module else set()
             assert tops(module) <= allowed | extra, module
 
 

@@ -14,6 +14,7 @@ from openai_local.engine.scheduler import (
     Scheduler,
 )
 from openai_local.engine.sequence import Sequence, Status
+from openai_local.engine.waiting import WaitingQueue
 
 
 def budget(tokens_per_s: float, decode_s: float, n_batch: int = 2048) -> PrefillBudget:
@@ -113,6 +114,39 @@ def test_short_prompts_are_not_stuck_behind_long_ones_nor_the_long_ones_for_ever
         n_long += sum(n for slot, n in done if slot == 9)
         waiting.remove(short)
     assert n_long >= 39 * TILE
+
+
+def waiting(n: int, priority: int) -> list[Sequence]:
+    request = GenerationRequest([1], 8, priority=priority)
+    return [
+        Sequence(request, Sampler(SamplingParams(), [1], (), None), 64, object()) for _ in range(n)
+    ]
+
+
+def test_a_higher_priority_goes_first_and_the_oldest_every_fourth_time() -> None:
+    queue = WaitingQueue()
+    flex, default, priority = waiting(3, -1), waiting(4, 0), waiting(5, 1)
+    for sequence in [*flex, *default, *priority]:
+        queue.push(sequence)
+    order = []
+    while len(queue):
+        order.append(next(iter(queue.candidates())))
+        queue.take(order[-1])
+    assert order == [
+        *priority[:3], flex[0], *priority[3:], default[0], flex[1], *default[1:], flex[2],
+    ]  # fmt: skip
+
+
+def test_each_waiting_sequence_is_asked_where_those_before_it_cannot_go() -> None:
+    queue = WaitingQueue()
+    sequences = waiting(2, 0) + waiting(2, -1) + waiting(1, 1)
+    for sequence in sequences:
+        queue.push(sequence)
+    for _ in range(5):
+        assert set(queue.candidates()) == set(queue) == set(sequences)
+        queue._n_taken += 1
+    queue.remove(sequences[0])
+    assert sequences[0] not in queue and sequences[1] in queue and len(queue) == 4
 
 
 @pytest.mark.parametrize("n_gaps", [1, 2, 3])

@@ -5,7 +5,7 @@ free slots to waiting sequences, decodes one token for every running sequence, s
 then computes prompt chunks or embeddings within a budget, and delivers again. With nothing to do
 it sleeps on its inbox. When it is told to stop it answers everybody and frees the model.
 
-Knows no HTTP, no OpenAI types and no pydantic. Only ``llama.py`` imports llama_cpp; only
+Knows no HTTP, no OpenAI types and no pydantic. Only ``llama/`` imports llama_cpp; only
 ``bridge.py`` knows an event loop's machinery.
 """
 

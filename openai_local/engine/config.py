@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+CacheType = Literal["f16", "q8_0", "q4_0"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,10 +14,12 @@ class EngineConfig:
     """What to load and how. None leaves the choice to the engine.
 
     Sizes are in tokens. ``n_ctx`` is the longest sequence, ``n_parallel`` how many run at once;
-    each running sequence owns ``n_ctx`` cells of KV memory. ``n_gpu_layers`` -1 means all.
-    ``target_itl_ms`` bounds the time between two tokens of a stream while prompts are computed.
-    Beyond ``max_waiting`` generations that wait for a place, more are refused.
-    ``request_timeout_s`` bounds the time from a generation's arrival to its end.
+    each running sequence owns ``n_ctx`` cells of KV memory. Where one of the two is left to the
+    engine, that takes at most ``kv_memory`` bytes; keys and values are stored as ``cache_type_k``
+    and ``cache_type_v``. ``n_gpu_layers`` -1 means all. ``target_itl_ms`` bounds the time between
+    two tokens of a stream while prompts are computed. Beyond ``max_waiting`` generations that wait
+    for a place, more are refused. ``request_timeout_s`` bounds the time from a generation's arrival
+    to its end.
     """
 
     model: Path
@@ -26,6 +31,9 @@ class EngineConfig:
     n_batch: int = 2048
     n_ubatch: int = 512
     flash_attn: bool | None = None
+    kv_memory: int | None = None
+    cache_type_k: CacheType = "f16"
+    cache_type_v: CacheType = "f16"
     use_mmap: bool = True
     target_itl_ms: float = 100.0
     max_waiting: int = 2048

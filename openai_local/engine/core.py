@@ -102,8 +102,7 @@ class EngineCore:
         decoding = self._scheduler.decodes()
         n_generating = sum(sequence.status is Status.DECODE for sequence in decoding)
         if decoding:
-            self._close_gaps(decoding)
-            self._decode(decoding)
+            self._decode(self._without_gaps(decoding))
             self._flush()
             # A client that left does not wait for the chunk.
             self._handle(self._take())
@@ -197,11 +196,12 @@ class EngineCore:
             sequence.n_cached = sequence.n_computed
             self._counters.prompt_tokens_reused_total += sequence.n_cached
 
-    def _close_gaps(self, decoding: list[Sequence]) -> None:
+    def _without_gaps(self, decoding: list[Sequence]) -> list[Sequence]:
+        """What decodes once running sequences were moved together, where gaps have cost enough."""
         n_gaps = decoding[-1].slot - decoding[0].slot + 1 - len(decoding)
         self._gap_steps = self._gap_steps + n_gaps if n_gaps else 0
         if self._gap_steps < GAP_STEPS:
-            return
+            return decoding
         self._gap_steps = 0
         while (plan := self._cache.compact()) is not None:
             (source, target), copies = plan
@@ -209,7 +209,7 @@ class EngineCore:
                 self._backend.copy(*copy)
             self._backend.truncate(source, 0)
             self._scheduler.move(source, target)
-        decoding.sort(key=lambda sequence: sequence.slot)
+        return self._scheduler.decodes()  # a prompt may have come between them
 
     # Computing
 

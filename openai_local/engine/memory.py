@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 # Of what is free when the model loads, the KV memory takes at most this share by default.
 KV_SHARE = 0.25
+# llama.cpp's block formats: bytes of an element, scales included.
+CACHE_TYPE_BYTES = {"f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
 DEFAULT_PARALLEL = 16
 MIN_PARALLEL = 4
 MIN_CTX = 2048
@@ -22,8 +24,8 @@ class ContextPlan:
 def plan_context(
     *,
     n_ctx_train: int,
-    bytes_per_token: int,
-    free_bytes: int,
+    bytes_per_token: float,
+    budget_bytes: int,
     n_ctx: int | None,
     n_parallel: int | None,
 ) -> ContextPlan:
@@ -32,7 +34,7 @@ def plan_context(
     Left to itself: the trained context, and sequences halved from DEFAULT_PARALLEL until they
     fit; if MIN_PARALLEL do not, a shorter context, of no less than MIN_CTX.
     """
-    budget_tokens = int(free_bytes * KV_SHARE) // max(bytes_per_token, 1)
+    budget_tokens = int(budget_bytes / max(bytes_per_token, 1))
     ctx = n_ctx or n_ctx_train
     parallel = n_parallel or DEFAULT_PARALLEL
     while n_parallel is None and parallel > MIN_PARALLEL and ctx * parallel > budget_tokens:

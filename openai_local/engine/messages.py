@@ -36,6 +36,7 @@ class GenerationRequest:
 
     ``max_tokens`` None means until the context is full. Prompts share what was computed of them
     only within one ``cache_salt``, so that nobody can probe another's prompts by their speed.
+    A higher ``priority`` is served earlier, but nobody starves.
     """
 
     prompt_tokens: Sequence[int]
@@ -43,6 +44,7 @@ class GenerationRequest:
     sampling: SamplingParams = SamplingParams()
     stop: tuple[str, ...] = ()
     cache_salt: str = ""
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)

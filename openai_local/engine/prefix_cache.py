@@ -141,6 +141,7 @@ class PrefixCache:
 
     def n_held(self, slot: int) -> int:
         """How many tokens an idle slot holds."""
+        assert not self._slots[slot].running, "the slot is idle"
         return len(self._slots[slot].tokens)
 
     def forget(self, slot: int) -> None:

@@ -6,12 +6,11 @@ budget goes, the oldest and the shortest first in turn.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass
-from itertools import takewhile
 
 from openai_local.engine.prefix_cache import Placement, PrefixCache
 from openai_local.engine.sequence import Sequence, Status
+from openai_local.engine.waiting import WaitingQueue
 
 # Even for a burst, with nobody streaming or few, a step ends in time for arrivals.
 MAX_CHUNK_S = 0.5
@@ -80,7 +79,7 @@ class Scheduler:
 
     def __init__(self, cache: PrefixCache, budget: PrefillBudget) -> None:
         self._cache = cache
-        self._waiting: OrderedDict[Sequence, None] = OrderedDict()  # in arrival order
+        self._waiting = WaitingQueue()
         self._running: list[Sequence] = []  # in arrival order
         self._shortest_first = True
         self.budget = budget
@@ -95,7 +94,7 @@ class Scheduler:
 
     @property
     def idle(self) -> bool:
-        return not self._waiting and not self._running
+        return not len(self._waiting) and not self._running
 
     def sequences(self) -> list[Sequence]:
         return [*self._running, *self._waiting]
@@ -106,11 +105,11 @@ class Scheduler:
 
     def submitted_before(self, time_s: float) -> list[Sequence]:
         """Those that were submitted before ``time_s`` of the monotonic clock."""
-        waiting = takewhile(lambda s: s.submitted_s < time_s, self._waiting)
-        return [*(s for s in self._running if s.submitted_s < time_s), *waiting]
+        running = [s for s in self._running if s.submitted_s < time_s]
+        return running + self._waiting.submitted_before(time_s)
 
     def submit(self, sequence: Sequence) -> None:
-        self._waiting[sequence] = None
+        self._waiting.push(sequence)
 
     def admit(self) -> tuple[Sequence, Placement] | None:
         """Move the next waiting sequence into a slot, if one is free. The caller does the copies.
@@ -120,12 +119,13 @@ class Scheduler:
         Afterwards the sequence's ``slot`` is set; ``n_computed`` is for the caller to set, since
         the backend may not be able to keep what the cache planned.
         """
-        if not self._waiting or not self._cache.can_acquire():
+        if not len(self._waiting) or not self._cache.can_acquire():
             return None
-        sequence = next((s for s in self._waiting if not self._is_deferred(s)), None)
+        candidates = self._waiting.candidates()
+        sequence = next((s for s in candidates if not self._is_deferred(s)), None)
         if sequence is None:
             return None
-        del self._waiting[sequence]
+        self._waiting.take(sequence)
         placement = self._cache.acquire(sequence)
         sequence.slot = placement.slot
         sequence.status = Status.PREFILL
@@ -141,7 +141,7 @@ class Scheduler:
     def remove(self, sequence: Sequence, *, valid: bool = True) -> None:
         """A sequence ended. Its slot's memory stays for reuse if it is ``valid``."""
         if sequence.status is Status.WAITING:
-            del self._waiting[sequence]
+            self._waiting.remove(sequence)
         elif sequence.status is not Status.ENDED:
             self._running.remove(sequence)
             computed = sequence.tokens[: sequence.n_computed] if valid else ()
@@ -205,13 +205,13 @@ class Scheduler:
     def _prompts(self) -> list[Sequence]:
         """The prompts that are being computed, the most urgent first.
 
-        In turn by arrival, so that none starves, and by what is left of them, so that short ones
-        are not stuck behind long ones: each order has half of the time.
+        In turn by arrival, so that none starves, and by priority and what is left of them, so that
+        short ones are not stuck behind long ones: each order has half of the time.
         """
         prompts = [s for s in self._running if s.status is Status.PREFILL]
         self._shortest_first = not self._shortest_first
         if self._shortest_first:
-            prompts.sort(key=lambda s: s.n_to_compute)
+            prompts.sort(key=lambda s: (-s.request.priority, s.n_to_compute))
         return prompts
 
     def _budget_of(self, prompts: list[Sequence], n_decoding: int) -> int:

@@ -35,7 +35,6 @@ REFUSED: Refused = {
     "reasoning_effort": ("none",),
     "response_format": ({"type": "text"},),
     "safety_identifier": (),
-    "service_tier": ("auto", "default"),
     "store": (False,),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
@@ -43,6 +42,10 @@ REFUSED: Refused = {
     "verbosity": ("medium",),
     "web_search_options": (),
 }
+
+
+# What the engine makes of a service tier.
+PRIORITIES = {"flex": -1, "default": 0, "priority": 1}
 
 
 async def create(services: Services, request: Request) -> ASGIApp:
@@ -61,12 +64,15 @@ async def create(services: Services, request: Request) -> ASGIApp:
                 body.sampling(model.info.sampling_defaults, i),
                 body.stops(),
                 cache_salt=body.prompt_cache_key or "",
+                priority=PRIORITIES[body.tier()],
             )
             for i in range(n)
         ],
         per_prompt=n,
     )
-    head = Head("chatcmpl", "chat.completion.chunk", model.id)
+    head = Head(
+        "chatcmpl", "chat.completion.chunk", model.id, tier=body.service_tier and body.tier()
+    )
     return await respond(request, body, choices, _chunks(head, choices), _fold)
 
 

@@ -35,6 +35,7 @@ class Head:
     kind: str
     object: str
     model: str
+    tier: str | None = None
     id: str = ""
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -49,7 +50,7 @@ class Head:
         return self._with([], _usage(usage))
 
     def _with(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None) -> Chunk:
-        return {
+        chunk: Chunk = {
             "id": self.id,
             "object": self.object,
             "created": self.created,
@@ -57,6 +58,9 @@ class Head:
             "choices": choices,
             "usage": usage,
         }
+        if self.tier is not None:
+            chunk["service_tier"] = self.tier
+        return chunk
 
 
 def check_streaming(body: GenerationBody) -> None:

@@ -85,3 +85,10 @@ class ChatCompletionRequest(GenerationBody):
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     prompt_cache_key: str | None = None
+    service_tier: Literal["auto", "default", "flex", "priority", "fast"] | None = None
+
+    def tier(self) -> Literal["default", "flex", "priority"]:
+        """The tier that the request is served in, as the answer says it."""
+        if self.service_tier in (None, "auto", "default"):
+            return "default"
+        return "flex" if self.service_tier == "flex" else "priority"
