@@ -126,6 +126,21 @@ def test_what_the_target_held_is_parked_where_there_is_room() -> None:
     assert n == 59
 
 
+def test_a_long_prompt_outlives_newer_short_ones_but_not_for_ever() -> None:
+    memory = Memory(2)
+    slot, _ = memory.acquire([1] * 40 * N)
+    memory.release(slot)
+    for family in range(2, 6):
+        slot, _ = memory.acquire([family] * 2 * N)
+        memory.release(slot)
+    assert memory.acquire([1] * 40 * N + [2])[1] == 40 * N
+    memory.release(0)
+    for family in range(2, 60):
+        slot, _ = memory.acquire([family] * 2 * N)
+        memory.release(slot)
+    assert memory.acquire([1] * 40 * N + [2])[1] == 0
+
+
 def test_a_short_match_is_not_worth_a_copy() -> None:
     memory = Memory(3)
     slots = [memory.acquire([family] * (N - 2))[0] for family in (1, 2)]

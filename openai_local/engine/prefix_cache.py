@@ -182,23 +182,27 @@ class PrefixCache:
         return best, n_best
 
     def _park(self, target: int, keep: int) -> list[tuple[int, int]]:
-        """Save what an idle target holds into an idle slot that holds less recent tokens."""
+        """Save what an idle target holds into the idle slot whose tokens are worth least."""
         held = self._slots[target]
         if len(held.tokens) < MIN_COPY_TOKENS:
             return []
         others = [
-            (slot.used_at if slot.tokens else -1, i)
+            (self._value(slot), i)
             for i, slot in enumerate(self._slots)
             if i not in (target, keep) and not slot.running
         ]
         if not others:
             return []
-        used_at, place = min(others)
-        if used_at > held.used_at:
+        value, place = min(others)
+        if value > self._value(held):
             return []
         parked = self._slots[place]
         parked.tokens, parked.salt, parked.used_at = held.tokens, held.salt, held.used_at
         return [(target, place)]
+
+    def _value(self, slot: _Slot) -> float:
+        """What is worth keeping: many tokens, used not long ago. In tokens per use of the cache."""
+        return len(slot.tokens) / (1 + self._clock - slot.used_at)
 
     def _touch(self, slot: _Slot) -> None:
         self._clock += 1
