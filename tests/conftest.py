@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
+
+# A shell lets what it runs in the background ignore SIGINT, and the servers would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
