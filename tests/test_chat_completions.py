@@ -368,6 +368,14 @@ async def test_beyond_the_queue_a_request_is_told_to_come_back(stream: bool) -> 
     await app.aclose()
 
 
+async def test_more_choices_than_can_ever_wait_are_refused_for_good() -> None:
+    async with serving(FakeBackend(n_slots=2), max_waiting=1) as client:
+        fits = await client.post(PATH, json=body(n=3))
+        refused = await client.post(PATH, json=body(n=4))
+    assert fits.status_code == 200
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "n")
+
+
 async def test_a_request_that_takes_too_long_fails_and_is_not_to_be_tried_again() -> None:
     backend = FakeBackend(n_ctx=10**6, step_s=0.01)
     async with serving(backend, request_timeout_s=0.1) as client:

@@ -149,13 +149,17 @@ class Engine:
         with self._lock:
             # What the engine has counted as ended is never more than what was submitted here.
             n_unfinished = self._n_submitted - self.metrics().requests_ended_total
-            n_max = info.n_parallel + self.config.max_waiting
-            if n_unfinished >= n_max:
-                raise QueueFull(n_unfinished, n_max)
+            if n_unfinished >= self.n_unfinished_max:
+                raise QueueFull(n_unfinished, self.n_unfinished_max)
             if not self._worker.post(Submit(generation, request)):
                 raise EngineStopped
             self._n_submitted += 1
         return generation
+
+    @property
+    def n_unfinished_max(self) -> int:
+        """How many generations may run and wait at once. Raises EngineStopped before the load."""
+        return self.info.n_parallel + self.config.max_waiting
 
     async def embed(self, inputs: Sequence[Sequence[int]]) -> Floats:
         """Unit vectors of token sequences, shape (n_inputs, n_embd).

@@ -13,6 +13,7 @@ import anyio.to_thread
 
 from openai_local.chat_template import RenderedPrompt
 from openai_local.engine import Engine, Finished, Generation, GenerationRequest, TextDelta, Usage
+from openai_local.routes.errors import RequestError
 
 T = TypeVar("T")
 
@@ -63,7 +64,14 @@ class Choices:
     def __init__(
         self, engine: Engine, requests: Sequence[GenerationRequest], per_prompt: int
     ) -> None:
-        """Submits all or none. Raises what Engine.submit raises."""
+        """Submits all or none. Raises what Engine.submit raises, and RequestError."""
+        if len(requests) > engine.n_unfinished_max:  # to come back later would be in vain
+            raise RequestError(
+                f"{len(requests)} choices are more than the {engine.n_unfinished_max} that this"
+                " server computes or lets wait at once.",
+                param="n",
+                code="invalid_value",
+            )
         self._per_prompt = per_prompt
         self._usages: dict[int, Usage] = {}
         self._generations: list[Generation] = []
