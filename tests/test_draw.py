@@ -81,8 +81,16 @@ def test_the_candidates_are_those_of_the_definition(
     draw = draw_of(n_vocab, seed, temperature=1.5, top_k=top_k or n_vocab, top_p=top_p, min_p=min_p)
     drawn = {float(logits[draw.draw(logits)]) for _ in range(20)}
     assert drawn <= allowed
-    if len(expected) == 1:
-        assert drawn <= allowed and min(drawn) >= min(allowed)
+
+
+@pytest.mark.parametrize("top_k", [2, 38, 39, 40])
+@pytest.mark.parametrize("offset", [-50, 50])
+def test_all_that_top_k_leaves_is_drawn(top_k: int, offset: float) -> None:
+    # 40 blocks, the last not whole.
+    logits = np.random.default_rng(1).normal(offset, 0.1, 40 * BLOCK - 3).astype(np.float32)
+    draw = draw_of(len(logits), top_k=top_k)
+    expected = set(np.argsort(-logits)[:top_k].tolist())
+    assert {draw.draw(logits) for _ in range(2000)} == expected
 
 
 def test_all_that_top_p_leaves_is_drawn() -> None:

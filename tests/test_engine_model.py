@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -185,8 +186,9 @@ async def test_requests_with_one_prefix_compute_it_once_and_each_has_its_own_ans
 
 @pytest.mark.parametrize(("keys", "values"), [("q8_0", "f16"), ("q8_0", "q8_0"), ("q8_0", "q4_0")])
 async def test_keys_and_values_can_be_stored_in_less(
-    smollm2: Path, keys: CacheType, values: CacheType
+    smollm2: Path, keys: CacheType, values: CacheType, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.DEBUG, "openai_local.llama_cpp")
     config = EngineConfig(
         smollm2, n_ctx=512, n_parallel=2, cache_type_k=keys, cache_type_v=values, flash_attn=True
     )
@@ -194,6 +196,7 @@ async def test_keys_and_values_can_be_stored_in_less(
         prompt = engine.tokenize(FRANCE, parse_special=True)
         text, _ = await read(engine, GenerationRequest(prompt, 30, SamplingParams(temperature=0)))
     assert "Paris" in text
+    assert f"K ({keys})" in caplog.text and f"V ({values})" in caplog.text
 
 
 async def test_stored_values_without_flash_attention_are_refused(smollm2: Path) -> None:
@@ -203,8 +206,11 @@ async def test_stored_values_without_flash_attention_are_refused(smollm2: Path) 
 
 
 async def test_the_memory_for_keys_and_values_bounds_the_sequences(smollm2: Path) -> None:
-    async with Engine(EngineConfig(smollm2, n_ctx=2048, kv_memory=400 << 20)) as engine:
+    async with Engine(EngineConfig(smollm2, n_ctx=2048, kv_memory=600 << 20)) as engine:
         assert engine.info.n_parallel == 8
-    config = EngineConfig(smollm2, n_ctx=2048, kv_memory=400 << 20, cache_type_k="q8_0")
+    config = EngineConfig(smollm2, n_ctx=2048, kv_memory=600 << 20, cache_type_k="q8_0")
     async with Engine(config) as engine:
-        assert engine.info.n_parallel == 8
+        assert engine.info.n_parallel == 16
+    config = EngineConfig(smollm2, n_ctx=2048, n_parallel=16, kv_memory=600 << 20)
+    with pytest.raises(ModelLoadFailed, match="720 MiB of keys and values, more than kv_memory"):
+        await Engine(config).ready()

@@ -185,11 +185,13 @@ def test_what_is_being_computed_is_worth_waiting_for() -> None:
     assert not cache.is_pending(upcoming) and cache.upcoming(follower) is None
 
 
-def test_memory_that_cannot_be_cut_is_not_waited_for() -> None:
+def test_memory_that_cannot_be_cut_is_neither_waited_for_nor_copied_from_a_running_one() -> None:
     cache = PrefixCache(3, can_drop=False)
     owner = Prompt([1] * 100)
     owner.slot = cache.acquire(owner).slot
     assert cache.upcoming(Prompt([1] * 80 + [2])) is None
+    owner.n_computed = 100
+    assert cache.acquire(Prompt([1] * 80 + [2])) == Placement(1, 0, ())
 
 
 def test_nothing_is_shared_between_salts() -> None:

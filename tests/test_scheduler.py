@@ -74,6 +74,23 @@ def test_a_chunk_is_a_tile_at_least_unless_a_tile_takes_too_long() -> None:
     assert budget(10, 0.09).tokens(32) == MIN_CHUNK_TOKENS
 
 
+def test_the_first_chunk_is_a_tile_and_the_second_fits_what_the_first_took() -> None:
+    unknown = PrefillBudget(2048, 0.1)
+    assert unknown.tokens(0) == TILE
+    unknown.observe_prefill(TILE, TILE / 20)
+    assert unknown.tokens(0) == MIN_CHUNK_TOKENS
+
+
+def test_a_stall_is_forgotten() -> None:
+    stalled = budget(1000, 0.02)
+    stalled.observe_prefill(64, 30.0)
+    assert stalled.tokens(0) < TILE
+    for _ in range(30):
+        n = stalled.tokens(0)
+        stalled.observe_prefill(n, n / 1000)
+    assert stalled.tokens(0) == 448
+
+
 def test_short_chunks_say_nothing_of_the_speed() -> None:
     settled = budget(1000, 0.0)
     before = settled.tokens(1)

@@ -176,6 +176,8 @@ class PrefixCache:
     def _longest_match(self, sequence: Owner) -> tuple[int, int]:
         best, n_best = -1, -1
         for i, slot in enumerate(self._slots):
+            if slot.running and not self._can_drop:
+                continue  # it has gone on, and a copy could not be cut back
             n = slot.match(sequence.tokens, sequence.cache_salt)
             if n > n_best:
                 best, n_best = i, n

@@ -14,7 +14,7 @@ from openai_local.engine.waiting import WaitingQueue
 
 # Even for a burst, with nobody streaming or few, a step ends in time for arrivals.
 MAX_CHUNK_S = 0.5
-# Llama.cpp works in tiles of this many tokens: 64 take 98 ms where 68 take 115 (SmolLM2, 2 cores).
+# llama.cpp works in tiles of this many tokens: 64 take 98 ms where 68 take 115 (SmolLM2, 2 cores).
 TILE = 64
 # Where a tile takes longer than this, as with a large model on a CPU, chunks are smaller.
 MIN_CHUNK_S = 0.25
@@ -37,14 +37,15 @@ class PrefillBudget:
     def __init__(self, n_batch: int, target_itl_s: float) -> None:
         self.n_batch = n_batch
         self._target_itl_s = target_itl_s
-        self._prefill_tokens_per_s = 500.0
+        self._token_s: float | None = None  # of a prompt; not known before the first chunk
         self._decode_s = 0.0
 
     def observe_prefill(self, n_tokens: int, seconds: float) -> None:
-        # Short chunks say more of a call's cost than of the speed.
-        if n_tokens >= min(TILE, self.n_batch) and seconds > 0:
-            speed = n_tokens / seconds
-            self._prefill_tokens_per_s += 0.3 * (speed - self._prefill_tokens_per_s)
+        # Shorter ones than are ever cut say more of a call's cost than of the speed.
+        if n_tokens >= min(MIN_CHUNK_TOKENS, self.n_batch) and seconds > 0:
+            token_s = seconds / n_tokens
+            before = token_s if self._token_s is None else self._token_s
+            self._token_s = before + 0.3 * (token_s - before)
 
     def observe_decode(self, seconds: float) -> None:
         self._decode_s += 0.3 * (seconds - self._decode_s)
@@ -65,13 +66,15 @@ class PrefillBudget:
     @property
     def whole(self) -> int:
         """Prompts up to this long are not cut: a call has a cost of its own."""
-        n = min(int(MIN_CHUNK_S * self._prefill_tokens_per_s), 2 * TILE, self.n_batch)
-        return max(n, MIN_CHUNK_TOKENS)
+        return max(min(self._fits(MIN_CHUNK_S), 2 * TILE, self.n_batch), MIN_CHUNK_TOKENS)
 
     def _bounded(self, seconds: float) -> int:
-        n = int(seconds * self._prefill_tokens_per_s)
+        n = self._fits(seconds)
         n = n // TILE * TILE if n > TILE else max(n, min(self.whole, TILE))
         return min(n, self.n_batch)
+
+    def _fits(self, seconds: float) -> int:
+        return TILE if self._token_s is None else int(seconds / self._token_s)
 
 
 class Scheduler:

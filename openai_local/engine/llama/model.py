@@ -163,6 +163,13 @@ class LlamaBackend:
             n_parallel=config.n_parallel,
         )
         n_ctx, n_parallel = plan.n_ctx, plan.n_parallel
+        n_bytes = n_parallel * n_ctx * bytes_per_token
+        if config.kv_memory is not None and can_generate and n_bytes > config.kv_memory:
+            reason = (
+                f"{n_parallel} sequences of {n_ctx} tokens take {n_bytes / 2**20:.0f} MiB of keys"
+                f" and values, more than kv_memory; lower n_ctx or n_parallel, or raise it"
+            )
+            raise ModelLoadFailed(config.model, reason)
         if lib.llama_model_rope_type(model) == lib.LLAMA_ROPE_TYPE_NONE:
             # Learned positions end where the training did.
             n_ctx = min(n_ctx, lib.llama_model_n_ctx_train(model))
