@@ -11,7 +11,6 @@ import argparse
 import asyncio
 import json
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -167,8 +166,6 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     args = arguments()
-    # So that a terminated benchmark also stops the servers that it started.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         with running(args) as servers:
             rounds = measure(servers, args)

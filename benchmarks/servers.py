@@ -100,6 +100,8 @@ def stop(server: Server) -> None:
 @contextmanager
 def running(args: argparse.Namespace) -> Iterator[list[Server]]:
     """Every server of this run, ours first, warm; those started here are stopped at the end."""
+    # A terminated benchmark stops them too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     models: dict[str, str] = dict(args.peer_model)
     commands = ([] if args.no_self else [(SELF, SELF_COMMAND)]) + args.peer_command
     servers: list[Server] = []

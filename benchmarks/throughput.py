@@ -12,7 +12,6 @@ import argparse
 import asyncio
 import json
 import shlex
-import signal
 import statistics
 import sys
 import time
@@ -311,8 +310,6 @@ def load_options(group: argparse._ArgumentGroup) -> None:
 
 def main() -> int:
     args = arguments()
-    # So that a terminated benchmark also stops the servers that it started.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         with running(args) as servers:
             rounds = measure(servers, args)

@@ -51,7 +51,7 @@ class Settings(BaseSettings):
     kv_memory: ByteSize | None = Field(
         None,
         ge=1,
-        description="Most memory for keys and values; else a quarter of what is free",
+        description="Most memory for keys and values; else about a quarter of what is free",
     )
     cache_type_k: CacheType = Field("f16", description="Format of the keys in memory")
     cache_type_v: CacheType = Field("f16", description="Format of the values in memory")
@@ -63,10 +63,10 @@ class Settings(BaseSettings):
         description="Bound on the time between tokens while prompts are computed",
     )
     max_waiting: int = Field(
-        2048, ge=0, lt=MAX_SIZE, description="Requests that may wait; more get 429"
+        2048, ge=0, lt=MAX_SIZE, description="Generations that may wait; more get 429"
     )
     request_timeout_s: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="A request that takes longer fails"
+        None, gt=0, allow_inf_nan=False, description="A generation that takes longer fails"
     )
 
     def engine(self, model: Path) -> EngineConfig:

@@ -33,6 +33,41 @@ def event(data: Any) -> bytes:
     return b"data: %b\n\n" % to_json(data)
 
 
+class _Body:
+    """A response's body: pieces in order, and comments while there are none."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._sent_at = time.monotonic()
+        self._writing = False
+        self._comment_sent: anyio.Event | None = None
+
+    async def write(self, piece: bytes) -> None:
+        # Not a lock: nearly always nobody else writes, and a lock was a tenth of the loop's work.
+        if self._comment_sent is not None:
+            await self._comment_sent.wait()
+        self._writing = True
+        await self._put(piece)
+        self._writing = False
+
+    async def keep_alive(self) -> None:
+        while True:
+            await anyio.sleep(STOP_POLL_S)
+            if not self._writing and time.monotonic() - self._sent_at >= KEEP_ALIVE_S:
+                self._comment_sent = anyio.Event()
+                await self._put(KEEP_ALIVE)
+                self._comment_sent.set()
+                self._comment_sent = None
+
+    async def end(self, last: bytes) -> None:
+        with anyio.move_on_after(LAST_SEND_S):
+            await self._put(last, more=False)
+
+    async def _put(self, piece: bytes, more: bool = True) -> None:
+        await self._send({"type": "http.response.body", "body": piece, "more_body": more})
+        self._sent_at = time.monotonic()
+
+
 class EventStream:
     """An ASGI response of events; ``release`` is called at its end, however it comes.
 
@@ -43,7 +78,6 @@ class EventStream:
     def __init__(self, events: AsyncGenerator[bytes, None], release: Callable[[], None]) -> None:
         self._events = events
         self._release = release
-        self._sent_at = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -59,18 +93,7 @@ class EventStream:
     async def _run(self, receive: Receive, send: Send) -> None:
         gone = False
         error: Exception | None = None
-        writing = False
-        kept_alive: anyio.Event | None = None
-
-        # Not a lock: nearly always nobody else writes, and a lock costs a tenth of a token's time.
-        async def write(body: bytes) -> None:
-            nonlocal writing
-            if kept_alive is not None:
-                await kept_alive.wait()
-            writing = True
-            await send({"type": "http.response.body", "body": body, "more_body": True})
-            writing = False
-            self._sent_at = time.monotonic()
+        body = _Body(send)
 
         async with anyio.create_task_group() as group:
 
@@ -95,31 +118,15 @@ class EventStream:
                     await anyio.sleep(STOP_POLL_S)
                 raise EngineStopped
 
-            async def keep_alive() -> None:
-                nonlocal kept_alive
-                self._sent_at = time.monotonic()
-                while True:
-                    await anyio.sleep(STOP_POLL_S)
-                    if not writing and time.monotonic() - self._sent_at >= KEEP_ALIVE_S:
-                        kept_alive = anyio.Event()
-                        await send(
-                            {"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True}
-                        )
-                        self._sent_at = time.monotonic()
-                        kept_alive.set()
-                        kept_alive = None
-
             async def write_all() -> None:
-                async for body in self._events:
-                    await write(body)
+                async for piece in self._events:
+                    await body.write(piece)
 
-            for watch in (watch_client, watch_server, keep_alive):
+            for watch in (watch_client, watch_server, body.keep_alive):
                 group.start_soon(until_end, watch)
             await until_end(write_all)
         if not gone:
-            last = DONE if error is None else self._error(error)
-            with anyio.move_on_after(LAST_SEND_S):
-                await send({"type": "http.response.body", "body": last, "more_body": False})
+            await body.end(DONE if error is None else self._error(error))
 
     def _error(self, error: Exception) -> bytes:
         if not isinstance(error, EngineError):
