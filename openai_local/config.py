@@ -55,6 +55,14 @@ class Settings(BaseSettings):
     )
     cache_type_k: CacheType = Field("f16", description="Format of the keys in memory")
     cache_type_v: CacheType = Field("f16", description="Format of the values in memory")
+    kv_unified: bool | None = Field(
+        None, description="Sequences share one pool of cells; if unset, where they need to"
+    )
+    cache_ram: ByteSize | None = Field(
+        None,
+        ge=0,
+        description="Most memory for states of earlier prompts; else a sixteenth of what is free",
+    )
     use_mmap: bool = Field(True, description="Map the file instead of reading it")
     target_itl_ms: float = Field(
         100.0,
@@ -84,6 +92,8 @@ class Settings(BaseSettings):
             kv_memory=self.kv_memory,
             cache_type_k=self.cache_type_k,
             cache_type_v=self.cache_type_v,
+            kv_unified=self.kv_unified,
+            cache_ram=self.cache_ram,
             use_mmap=self.use_mmap,
             target_itl_ms=self.target_itl_ms,
             max_waiting=self.max_waiting,

@@ -17,7 +17,7 @@ import numpy as np
 from openai_local.application import Application
 from openai_local.config import load_settings
 from openai_local.engine import Engine, EngineConfig, ModelInfo, SamplingParams
-from openai_local.engine.backend import Batch, DecodeFailed, Floats
+from openai_local.engine.backend import NO_PLACE, Batch, DecodeFailed, Floats, State
 
 EOG = 256
 BOS = 257
@@ -160,7 +160,9 @@ class FakeBackend:
         n_batch: int = 64,
         next_token: NextToken = letters,
         can_generate: bool = True,
-        can_truncate: bool = True,
+        n_drop_max: int | None = None,
+        n_cells: int | None = None,
+        n_parallel: int | None = None,
         add_bos: bool = False,
         chat_template: str | None = TEMPLATE,
         sampling_defaults: dict[str, float] | None = None,
@@ -175,20 +177,22 @@ class FakeBackend:
         self.closed = False
         self.batches: list[Batch] = []
         self._next_token = next_token
-        self._can_truncate = can_truncate
+        # A pool of cells makes it the unified layout.
+        self.unified = n_cells is not None
+        self.n_cells = n_ctx * n_slots if n_cells is None else n_cells
+        self.n_drop_max = n_ctx if n_drop_max is None else n_drop_max
+        self.fingerprint = "fake"
+        self._copying: set[int] = set()
+        self._cells: list[list[object]] = [[] for _ in range(n_slots)]
         self._step_s = step_s
         self._faults = faults
         self._whole_inputs = whole_inputs
         self.info = ModelInfo(
             path="fake.gguf", description="fake", n_params=0, n_vocab=N_VOCAB, n_embd=8,
-            n_ctx_train=n_ctx, n_ctx=n_ctx, n_parallel=n_slots, can_generate=can_generate,
-            chat_template=chat_template, bos_token="", eos_token="",
+            n_ctx_train=n_ctx, n_ctx=n_ctx, n_parallel=n_parallel or n_slots,
+            can_generate=can_generate, chat_template=chat_template, bos_token="", eos_token="",
             sampling_defaults=sampling_defaults or {},
         )  # fmt: skip
-
-    @property
-    def can_drop(self) -> bool:
-        return self._can_truncate
 
     def decode(self, batch: Batch) -> Floats:
         assert not self.closed, "nothing is decoded after the end"
@@ -198,7 +202,14 @@ class FakeBackend:
             time.sleep(self._step_s)
         self.batches.append(batch)
         if code := self._faults(batch):
+            if code != NO_PLACE:
+                # What was computed before the fault is there.
+                for token, slot in list(zip(batch.tokens, batch.slots, strict=True))[::2]:
+                    self._append(int(slot), int(token))
             raise DecodeFailed(code, "a fault for the test")
+        if self.unified and len(batch) + self.n_used > self.n_cells:
+            raise DecodeFailed(NO_PLACE, "the pool is full")
+        self._copying.clear()
         rows = []
         for token, position, slot, output in zip(
             batch.tokens, batch.positions, batch.slots, batch.outputs, strict=True
@@ -207,23 +218,53 @@ class FakeBackend:
             assert position == len(held), f"slot {slot} holds {len(held)}, not {position}"
             assert len(held) < self.info.n_ctx, "the context is full"
             assert 0 <= token < N_VOCAB
-            held.append(int(token))
+            self._append(int(slot), int(token))
             if output:
                 row = np.zeros(N_VOCAB, np.float32)
                 row[self._next_token(held)] = 10
                 rows.append(row)
         return np.stack(rows) if rows else np.empty((0, N_VOCAB), np.float32)
 
+    @property
+    def n_used(self) -> int:
+        """Cells in use, shared ones once."""
+        return len({id(cell) for cells in self._cells for cell in cells})
+
+    def _append(self, slot: int, token: int) -> None:
+        self.slots[slot].append(token)
+        self._cells[slot].append(object())
+
     def copy(self, source: int, target: int) -> None:
         assert source != target
         self.slots[target] = list(self.slots[source])
+        if self.unified:
+            self._cells[target] = list(self._cells[source])
+        else:
+            self._cells[target] = [object() for _ in self.slots[target]]
+            self._copying |= {source, target}
 
     def truncate(self, slot: int, n_keep: int) -> bool:
         held = self.slots[slot]
-        if n_keep and (n_keep > len(held) or not (self._can_truncate or n_keep == len(held))):
-            self.slots[slot] = []
+        n_dropped = len(held) - n_keep
+        kept = n_keep == 0 or 0 <= n_dropped <= self.n_drop_max
+        self.slots[slot] = held[:n_keep] if kept else []
+        self._cells[slot] = self._cells[slot][:n_keep] if kept else []
+        return kept
+
+    def save(self, slot: int) -> State | None:
+        if slot in self._copying:
+            return None
+        return np.array(self.slots[slot], np.int32).view(np.uint8)
+
+    def load(self, slot: int, state: State) -> bool:
+        if slot in self._copying:
             return False
-        self.slots[slot] = held[:n_keep]
+        tokens = [int(token) for token in state.view(np.int32)]
+        self.truncate(slot, 0)
+        if self.unified and len(tokens) + self.n_used > self.n_cells:
+            return False
+        for token in tokens:
+            self._append(slot, token)
         return True
 
     def draw(self, sampling: SamplingParams, seed: int) -> FakeDraw:

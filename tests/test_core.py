@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +25,9 @@ from openai_local.engine import (
     StepFailed,
     TextDelta,
     core,
+    prefix_cache,
 )
+from openai_local.engine.backend import ABORTED, NO_PLACE
 from openai_local.engine.core import Cancel, EngineCore, Message, Submit
 from openai_local.engine.embedder import EmbeddingJob
 
@@ -88,6 +90,9 @@ class Driver:
         )
         assert not self.core._by_sink
         assert self.core._cache.n_running == 0
+        cells, backend = self.core._memory.cells, self.backend
+        assert [cells.n_held(i) for i in range(backend.n_slots)] == [len(x) for x in backend.slots]
+        assert cells.n_used == backend.n_used == metrics.cells_used
 
 
 def expected(request: GenerationRequest, n_ctx: int) -> str:
@@ -103,10 +108,12 @@ prompts = st.builds(
     st.integers(0, 80),
     st.lists(st.integers(97, 100), min_size=1, max_size=10),
 )
+lengths = st.one_of(st.integers(0, 12), st.integers(30, 60))
 operations = st.lists(
     st.one_of(
-        st.tuples(st.just("submit"), prompts, st.integers(0, 12)),
-        st.tuples(st.just("extend"), st.integers(0, 50), st.integers(0, 12)),
+        st.tuples(st.just("submit"), prompts, lengths),
+        st.tuples(st.just("submit"), prompts, lengths),
+        st.tuples(st.just("extend"), st.integers(0, 50), lengths),
         st.tuples(st.just("cancel"), st.integers(0, 50), st.just(0)),
         st.tuples(st.just("leave"), st.integers(0, 50), st.just(0)),
         st.tuples(st.just("embed"), prompts, st.just(0)),
@@ -122,7 +129,7 @@ def play(driver: Driver, steps: list[Any], strict: bool = True) -> tuple[list[Si
     jobs: list[EmbeddingJob] = []
     for what, value, n in steps:
         if what == "submit":
-            sinks.append(driver.submit(value, n))
+            sinks.append(driver.submit(value, n, priority=len(value) % 3))
         elif what == "extend" and sinks:
             # A conversation goes on from what was said.
             before = sinks[value % len(sinks)]
@@ -144,28 +151,57 @@ def play(driver: Driver, steps: list[Any], strict: bool = True) -> tuple[list[Si
     return sinks, jobs
 
 
-@settings(max_examples=300, deadline=None)
-@given(
-    operations,
-    st.integers(1, 5),
-    st.sampled_from([16, 64]),
-    st.booleans(),
-    st.sampled_from([1, 3, core.GAP_STEPS]),
+@dataclass(frozen=True)
+class Machine:
+    """What an engine runs on; small numbers, so that everything runs out."""
+
+    n_slots: int
+    n_batch: int
+    n_drop_max: int | None  # None: a cell a token; 0: one state, as recurrent models have
+    n_cells: int | None  # None: the streams layout
+    cache_ram: int  # a token takes 4 bytes
+    gap_steps: int
+
+    def driver(self, faults: Callable[[Any], int] = lambda batch: 0) -> Driver:
+        backend = FakeBackend(
+            n_ctx=128,
+            n_slots=self.n_slots,
+            n_parallel=max(1, self.n_slots - 1) if self.n_cells else None,
+            n_batch=self.n_batch,
+            n_drop_max=self.n_drop_max,
+            n_cells=self.n_cells,
+            faults=faults,
+        )
+        return Driver(backend, cache_ram=self.cache_ram)
+
+    def patch(self, patch: pytest.MonkeyPatch) -> None:
+        patch.setattr(core, "GAP_STEPS", self.gap_steps)
+        patch.setattr(core, "HEADROOM_TOKENS", 1)
+        # Short prompts are as good as long ones.
+        for name in ("MIN_COPY_TOKENS", "MIN_SAVE_TOKENS"):
+            patch.setattr(prefix_cache, name, 8)
+
+
+machines = st.builds(
+    Machine,
+    n_slots=st.integers(1, 5),
+    n_batch=st.sampled_from([16, 64]),
+    n_drop_max=st.sampled_from([None, None, 0, 16]),
+    n_cells=st.sampled_from([None, 128, 160, 300]),
+    cache_ram=st.sampled_from([0, 1000, 100_000]),
+    gap_steps=st.sampled_from([1, 3, core.GAP_STEPS]),
 )
+
+
+@settings(max_examples=500, deadline=None)
+@given(operations, machines)
 def test_arbitrary_arrivals_and_cancellations_change_nobodys_text(
-    steps: list[Any], n_slots: int, n_batch: int, can_truncate: bool, gap_steps: int
+    steps: list[Any], machine: Machine
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(core, "GAP_STEPS", gap_steps)
-        check_arbitrary_arrivals(steps, n_slots, n_batch, can_truncate)
-
-
-def check_arbitrary_arrivals(
-    steps: list[Any], n_slots: int, n_batch: int, can_truncate: bool
-) -> None:
-    backend = FakeBackend(n_ctx=128, n_slots=n_slots, n_batch=n_batch, can_truncate=can_truncate)
-    driver = Driver(backend)
-    sinks, jobs = play(driver, steps)
+        machine.patch(patch)
+        driver = machine.driver()
+        sinks, jobs = play(driver, steps)
     for sink in sinks:
         whole = expected(sink.request, 128)
         if sink.cancelled or sink.gone:
@@ -182,28 +218,41 @@ def check_arbitrary_arrivals(
     driver.check_nothing_is_left()
 
 
-@settings(max_examples=100, deadline=None)
-@given(operations, st.sets(st.integers(0, 60), max_size=8))
-def test_a_failing_step_fails_what_was_in_it_and_nothing_else(
-    steps: list[Any], failing: set[int]
+@settings(max_examples=300, deadline=None)
+@given(
+    operations,
+    machines,
+    st.dictionaries(st.integers(0, 60), st.sampled_from([1, 2, -1, -2, -3]), max_size=8),
+)
+def test_a_failing_step_fails_what_was_in_it_or_nothing_and_the_rest_goes_on(
+    steps: list[Any], machine: Machine, failing: dict[int, int]
 ) -> None:
     calls = 0
+    lost: set[int] = set()
 
     def faults(batch: Any) -> int:
         nonlocal calls
         calls += 1
-        return -3 if calls in failing else 0
+        code = failing.get(calls, 0)
+        if code < 0:
+            lost.update(
+                id(s.sink) for s in driver.core._scheduler.sequences() if s.slot in batch.slots
+            )
+        return code
 
-    driver = Driver(FakeBackend(n_ctx=128, faults=faults))
-    sinks, _ = play(driver, steps)
+    with pytest.MonkeyPatch.context() as patch:
+        machine.patch(patch)
+        driver = machine.driver(faults)
+        sinks, _ = play(driver, steps)
     for sink in sinks:
         whole = expected(sink.request, 128)
+        assert whole.startswith(sink.text)
         if sink.cancelled or sink.gone:
             continue
         assert sink.ended
         if isinstance(sink.events[-1], Failed):
             assert isinstance(sink.events[-1].error, StepFailed)
-            assert whole.startswith(sink.text)
+            assert id(sink) in lost or set(failing.values()) & {1, 2}
         else:
             assert sink.text == whole
     driver.check_nothing_is_left()
@@ -458,3 +507,132 @@ def test_a_prompt_that_is_moved_into_a_gap_goes_on_where_it_was(
     driver.run()
     for sink in (streams[0], streams[2], long):
         assert sink.text == expected(sink.request, 256)
+
+
+def test_when_cells_run_out_the_youngest_makes_room_and_goes_on_as_if_nothing_had_been() -> None:
+    backend = FakeBackend(n_ctx=256, n_slots=4, n_cells=256)
+    driver = Driver(backend)
+    sinks = [driver.submit([97 + i] * 70, 100) for i in range(2)]
+    driver.run()
+    for sink in sinks:
+        assert sink.text == expected(sink.request, 256)
+        assert sink.events[-1].usage.n_cached == 0
+    metrics = driver.core.metrics()
+    assert metrics.preemptions_total == 1
+    # Its own, and later that of the other, which had ended.
+    assert metrics.states_saved_total == 2
+    # What it had computed came back; only the token that was sampled last was left to do.
+    assert metrics.prompt_tokens_computed_total == 2 * 70 + 1
+    assert [len(sink.events) for sink in sinks] == [101, 101]
+
+
+def test_without_ram_a_preempted_sequence_is_computed_again() -> None:
+    driver = Driver(FakeBackend(n_ctx=256, n_slots=4, n_cells=256), cache_ram=0)
+    sinks = [driver.submit([97 + i] * 70, 100) for i in range(2)]
+    driver.run()
+    assert [sink.text for sink in sinks] == [expected(sink.request, 256) for sink in sinks]
+    metrics = driver.core.metrics()
+    assert (metrics.preemptions_total, metrics.states_saved_total) == (1, 0)
+    assert metrics.prompt_tokens_computed_total > 2 * 70 + 40
+
+
+def test_the_lowest_priority_is_preempted_even_if_it_is_older() -> None:
+    driver = Driver(FakeBackend(n_ctx=256, n_slots=4, n_cells=256))
+    flex = driver.submit([97] * 70, 100, priority=-1)
+    default = driver.submit([98] * 70, 100)
+    for _ in range(1000):
+        driver.core.step([])
+        if default.ended:
+            break
+    assert default.ended and not flex.ended
+    driver.run()
+    assert flex.text == expected(flex.request, 256)
+
+
+def test_nobody_is_admitted_to_a_pool_that_has_no_room_for_its_prompt() -> None:
+    driver = Driver(FakeBackend(n_ctx=256, n_slots=4, n_cells=256))
+    sinks = together(driver, [GenerationRequest([97 + i] * 150, 20, GREEDY) for i in range(3)])
+    assert [sink.text for sink in sinks] == [expected(sink.request, 256) for sink in sinks]
+    assert driver.core.metrics().preemptions_total == 0
+
+
+def test_what_lost_its_slot_comes_back_from_ram() -> None:
+    driver = Driver(FakeBackend(n_slots=1))
+    first = driver.submit([97] * 100, 5)
+    driver.run()
+    driver.submit([98] * 100, 5)
+    driver.run()
+    again = driver.submit([*[97] * 100, *first.text.encode(), 99], 5)
+    driver.run()
+    assert again.events[-1].usage.n_cached == 104
+    assert again.text == expected(again.request, 256)
+    assert driver.core.metrics().prompt_tokens_reused_ram_total == 104
+    other = driver.submit([*[98] * 100, 97], 5, cache_salt="another")
+    driver.run()
+    assert other.events[-1].usage.n_cached == 0
+
+
+def test_a_memory_that_is_one_state_shares_prefixes_by_saving_it_on_the_way() -> None:
+    driver = Driver(FakeBackend(n_slots=4, n_drop_max=0))
+    shared = [97, 98] * 40
+    requests = [GenerationRequest([*shared, 100 + i], 5, GREEDY) for i in range(8)]
+    sinks = together(driver, requests)
+    assert [sink.text for sink in sinks] == [expected(r, 256) for r in requests]
+    assert driver.core.metrics().prompt_tokens_computed_total == 80 + 8
+    # A later one has it too, and one that goes on from an answer starts at its end.
+    later = driver.submit([*shared, 120], 5)
+    driver.run()
+    assert later.events[-1].usage.n_cached == 80
+    goes_on = driver.submit([*shared, 120, *later.text.encode(), 97], 5)
+    driver.run()
+    assert goes_on.events[-1].usage.n_cached == 85
+    assert goes_on.text == expected(goes_on.request, 256)
+
+
+def test_prefixes_that_come_one_after_another_are_saved_once_their_end_is_known() -> None:
+    driver = Driver(FakeBackend(n_slots=2, n_drop_max=0))
+    cached = []
+    for i in range(4):
+        sink = driver.submit([*[97, 98] * 40, 100 + i, 97], 5)
+        driver.run()
+        cached.append(sink.events[-1].usage.n_cached)
+        assert sink.text == expected(sink.request, 256)
+    assert cached == [0, 0, 80, 80]
+
+
+def test_an_aborted_step_is_taken_again() -> None:
+    n_calls = 0
+
+    def faults(batch: Any) -> int:
+        nonlocal n_calls
+        n_calls += 1
+        return ABORTED if n_calls % 3 == 0 else 0
+
+    for n_drop_max in (None, 0):
+        driver = Driver(FakeBackend(faults=faults, n_drop_max=n_drop_max))
+        sinks = together(driver, [GenerationRequest([97 + i] * 5, 10, GREEDY) for i in range(3)])
+        assert [sink.text for sink in sinks] == [expected(s.request, 256) for s in sinks]
+
+
+@pytest.mark.parametrize("code", [NO_PLACE, ABORTED, -1, -2, -3, 99])
+def test_a_code_that_never_goes_away_fails_the_work_and_not_the_engine(code: int) -> None:
+    broken = True
+    driver = Driver(FakeBackend(faults=lambda batch: code if broken else 0))
+    sinks = together(driver, [GenerationRequest([97 + i] * 5, 10, GREEDY) for i in range(3)])
+    assert all(isinstance(sink.events[-1].error, StepFailed) for sink in sinks)
+    broken = False
+    later = driver.submit([97], 3)
+    driver.run()
+    assert later.text == expected(later.request, 256)
+
+
+def test_the_histograms_count_what_happened() -> None:
+    driver = Driver(FakeBackend(n_slots=2))
+    together(driver, [GenerationRequest([97 + i] * 5, 10, GREEDY) for i in range(3)])
+    metrics = driver.core.metrics()
+    assert metrics.queue_seconds.count == metrics.first_token_seconds.count == 3
+    assert metrics.request_seconds.count == 3
+    assert metrics.inter_token_seconds.count == 3 * 9
+    assert metrics.decode_batch_size.count == metrics.decode_steps_total
+    assert metrics.decode_batch_size.total == 3 * 9
+    assert metrics.cells_total == 2 * 256 and metrics.cells_used > 0

@@ -211,6 +211,64 @@ async def test_the_memory_for_keys_and_values_bounds_the_sequences(smollm2: Path
     config = EngineConfig(smollm2, n_ctx=2048, kv_memory=600 << 20, cache_type_k="q8_0")
     async with Engine(config) as engine:
         assert engine.info.n_parallel == 16
-    config = EngineConfig(smollm2, n_ctx=2048, n_parallel=16, kv_memory=600 << 20)
+    config = EngineConfig(smollm2, n_ctx=2048, n_parallel=16, kv_memory=600 << 20, kv_unified=False)
     with pytest.raises(ModelLoadFailed, match="720 MiB of keys and values, more than kv_memory"):
         await Engine(config).ready()
+    config = EngineConfig(smollm2, n_ctx=2048, kv_memory=20 << 20)
+    with pytest.raises(ModelLoadFailed, match="45 MiB of keys and values, more than kv_memory"):
+        await Engine(config).ready()
+
+
+async def test_sixteen_share_a_pool_where_memory_is_short(
+    smollm2: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "openai_local")
+    async with Engine(EngineConfig(smollm2, n_ctx=2048, kv_memory=60 << 20)) as engine:
+        assert (engine.info.n_parallel, engine.info.n_ctx) == (16, 2048)
+        assert engine.metrics().cells_total == 2560
+    assert "16 sequences of up to 2048 tokens share one pool (unified); 2560 cells" in caplog.text
+
+
+async def test_a_pool_that_runs_out_preempts_and_everybody_ends(smollm2: Path) -> None:
+    config = EngineConfig(smollm2, n_ctx=512, n_parallel=4, kv_memory=12 << 20, kv_unified=True)
+    greedy = SamplingParams(temperature=0, ignore_eos=True)
+    ends: dict[int, tuple[str, Finished]] = {}
+    async with Engine(config) as engine:
+
+        async def ask(i: int) -> None:
+            prompt = engine.tokenize(f"{i}. The history of the city of Paris begins")
+            ends[i] = await read(engine, GenerationRequest(prompt, 250, greedy))
+
+        async with anyio.create_task_group() as group:
+            for i in range(4):
+                group.start_soon(ask, i)
+        metrics = engine.metrics()
+    assert {end.usage.n_completion for _, end in ends.values()} == {250}
+    assert metrics.cells_total == 512
+    assert metrics.preemptions_total >= 1
+    assert metrics.states_saved_total >= 1
+
+
+@pytest.mark.parametrize("unified", [False, True])
+async def test_a_state_that_was_saved_to_ram_goes_on_as_if_it_had_stayed(
+    smollm2: Path, unified: bool
+) -> None:
+    greedy = SamplingParams(temperature=0, ignore_eos=True)
+    texts = []
+    for others in ([], ["A quite different text about the sea. " * 45]):
+        config = EngineConfig(
+            smollm2, n_ctx=512, n_parallel=1, kv_unified=unified, kv_memory=512 * 23040
+        )
+        async with Engine(config) as engine:
+            prompt = engine.tokenize("The history of the city of Paris begins " * 20)
+            for text in others:
+                await read(engine, GenerationRequest(prompt, 1, greedy))
+                await read(engine, GenerationRequest(engine.tokenize(text), 1, greedy))
+            if not others:
+                await read(engine, GenerationRequest(prompt, 1, greedy))
+            text, end = await read(engine, GenerationRequest([*prompt, 28, 216], 40, greedy))
+            assert end.usage.n_cached == len(prompt)
+            restored = engine.metrics().prompt_tokens_reused_ram_total
+            assert restored == (len(prompt) if others else 0)
+            texts.append(text)
+    assert texts[0] == texts[1]

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from openai_local.engine.host_cache import HostCache
 from openai_local.engine.prefix_cache import (
     MIN_COPY_TOKENS,
+    Copy,
     Placement,
     PrefixCache,
+    Save,
+    Step,
     Upcoming,
 )
 
@@ -26,13 +31,15 @@ class Prompt:
     cache_salt: str = ""
     n_computed: int = 0
     slot: int = -1
+    checkpoints: set[int] = field(default_factory=set)
 
 
 class Memory:
     """What each slot really holds, as the engine would have it."""
 
-    def __init__(self, n_slots: int) -> None:
-        self.cache = PrefixCache(n_slots)
+    def __init__(self, n_slots: int, n_bytes: int = 0) -> None:
+        self.host = HostCache(n_bytes) if n_bytes else None
+        self.cache = PrefixCache(n_slots, 4096, host=self.host)
         self.slots: list[list[int]] = [[] for _ in range(n_slots)]
         self.running: dict[int, list[int]] = {}
 
@@ -42,17 +49,26 @@ class Memory:
         owner.n_computed = len(prompt)
         slot, n = placement.slot, placement.n_reused
         assert slot == min(i for i in range(len(self.slots)) if i not in self.running)
-        self.copy(placement.copies)
+        self.do(placement.steps)
         assert self.slots[slot][:n] == prompt[:n], "what is reused is what was asked for"
         assert n < len(prompt), "the last token is computed"
         self.slots[slot] = list(prompt)
         self.running[slot] = prompt
         return slot, n
 
-    def copy(self, copies: tuple[tuple[int, int], ...]) -> None:
-        for source, target in copies:
+    def do(self, steps: tuple[Step, ...]) -> None:
+        for step in steps:
+            if isinstance(step, Save):
+                assert self.slots[step.slot] == list(step.tokens), "what is saved is there"
+                assert self.host is not None
+                self.host.put(step.tokens, step.salt, np.array(step.tokens, np.int32).view("u1"))
+                continue
+            target = step.target if isinstance(step, Copy) else step.slot
             assert target not in self.running, "no running sequence is overwritten"
-            self.slots[target] = list(self.slots[source])
+            if isinstance(step, Copy):
+                self.slots[target] = list(self.slots[step.source])
+            else:
+                self.slots[target] = step.entry.state.view(np.int32).tolist()
 
     def release(self, slot: int) -> None:
         self.cache.release(slot, self.running.pop(slot))
@@ -62,8 +78,8 @@ class Memory:
         contiguous = sorted(self.running) == list(range(len(self.running)))
         assert (plan is None) == contiguous
         if plan is not None:
-            (source, target), copies = plan
-            self.copy(copies)
+            (source, target), steps = plan
+            self.do(steps)
             self.running[target] = self.running.pop(source)
             self.slots[source] = []
             assert self.slots[target] == self.running[target]
@@ -86,9 +102,9 @@ operations = st.lists(
 
 
 @settings(max_examples=500, deadline=None)
-@given(operations, st.integers(1, 6))
-def test_what_is_reused_is_really_there(steps: list[Any], n_slots: int) -> None:
-    memory = Memory(n_slots)
+@given(operations, st.integers(1, 6), st.sampled_from([0, 1000, 100_000]))
+def test_what_is_reused_is_really_there(steps: list[Any], n_slots: int, n_bytes: int) -> None:
+    memory = Memory(n_slots, n_bytes)
     for step in steps:
         if isinstance(step, list):
             if memory.cache.can_acquire():
@@ -160,15 +176,15 @@ def test_a_running_sequence_is_moved_whole_and_leaves_nothing() -> None:
 
 
 def test_a_running_sequence_lends_what_it_has_computed() -> None:
-    cache = PrefixCache(2)
+    cache = PrefixCache(2, 4096)
     owner = Prompt([1] * 100)
     owner.slot = cache.acquire(owner).slot
     owner.n_computed = 70
-    assert cache.acquire(Prompt([1] * 80 + [2])) == Placement(1, 70, ((0, 1),))
+    assert cache.acquire(Prompt([1] * 80 + [2])) == Placement(1, 70, (Copy(0, 1),))
 
 
 def test_what_is_being_computed_is_worth_waiting_for() -> None:
-    cache = PrefixCache(3)
+    cache = PrefixCache(3, 4096)
     owner = Prompt([1] * 100)
     owner.slot = cache.acquire(owner).slot
     follower = Prompt([1] * 80 + [2])
@@ -186,7 +202,7 @@ def test_what_is_being_computed_is_worth_waiting_for() -> None:
 
 
 def test_memory_that_cannot_be_cut_is_neither_waited_for_nor_copied_from_a_running_one() -> None:
-    cache = PrefixCache(3, can_drop=False)
+    cache = PrefixCache(3, 4096, n_drop_max=0)
     owner = Prompt([1] * 100)
     owner.slot = cache.acquire(owner).slot
     assert cache.upcoming(Prompt([1] * 80 + [2])) is None

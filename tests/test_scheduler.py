@@ -28,14 +28,15 @@ def budget(tokens_per_s: float, decode_s: float, n_batch: int = 2048) -> Prefill
 
 def scheduler(*prompts: int, n_decoding: int = 0, speed: float = 700.0) -> Scheduler:
     """Prompts of these lengths, after sequences that generate already."""
-    scheduler = Scheduler(PrefixCache(64), budget(speed, 0.02))
+    scheduler = Scheduler(PrefixCache(64, 8192), budget(speed, 0.02), 64)
     for length in [1] * n_decoding + list(prompts):
         # No two have a prefix in common.
         tokens = [scheduler.n_running] * length
         request = GenerationRequest(tokens, 8)
         sampler = Sampler(SamplingParams(), tokens, (), None)
-        scheduler.submit(Sequence(request, sampler, 8192, object()))
-        scheduler.admit()
+        sequence = Sequence(request, sampler, 8192, object())
+        scheduler.submit(sequence)
+        scheduler.admit(sequence)
     for sequence in scheduler.sequences()[:n_decoding]:
         sequence.status = Status.DECODE
     return scheduler
@@ -125,7 +126,7 @@ def test_short_prompts_are_not_stuck_behind_long_ones_nor_the_long_ones_for_ever
             request, Sampler(SamplingParams(), request.prompt_tokens, (), None), 8192, object()
         )
         waiting.submit(short)
-        waiting.admit()
+        waiting.admit(short)
         done = chunks(waiting, 9) + chunks(waiting, 9)
         assert short.status is Status.DECODE
         n_long += sum(n for slot, n in done if slot == 9)

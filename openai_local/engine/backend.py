@@ -13,6 +13,8 @@ from openai_local.engine.messages import ModelInfo, SamplingParams
 
 Int32s = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
+# A slot's memory as bytes, shape (n_bytes,); only a backend of the same fingerprint can read it.
+State = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +34,16 @@ class Batch:
         return len(self.tokens)
 
 
+NO_PLACE = 1
+ABORTED = 2
+
+
 class DecodeFailed(Exception):
-    """``llama_decode`` returned ``code``; nothing of the batch can be relied on."""
+    """``llama_decode`` returned ``code``.
+
+    After NO_PLACE the memory is as before; after any other code nothing of the batch's slots
+    beyond their earlier positions can be relied on.
+    """
 
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(f"llama_decode returned {code}: {reason}")
@@ -132,14 +142,34 @@ class Backend(Protocol):
     def vocabulary(self) -> Vocabulary: ...
 
     @property
-    def n_slots(self) -> int: ...
+    def n_slots(self) -> int:
+        """How many sequences the memory tells apart; some more than run, where that is free."""
+        ...
 
     @property
     def n_batch(self) -> int: ...
 
     @property
-    def can_drop(self) -> bool:
-        """Whether a slot's last tokens can be dropped, and the rest be as before."""
+    def unified(self) -> bool:
+        """Whether all slots take their cells from one pool, where a copy shares them."""
+        ...
+
+    @property
+    def n_cells(self) -> int:
+        """How many tokens all slots can hold together."""
+        ...
+
+    @property
+    def n_drop_max(self) -> int:
+        """How many of a slot's last tokens can be dropped, and the rest be as before.
+
+        The whole context where every token has a cell of its own; 0 where the memory is one state.
+        """
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the model, and of all that decides what a state means."""
         ...
 
     def decode(self, batch: Batch) -> Floats:
@@ -151,6 +181,14 @@ class Backend(Protocol):
 
     def copy(self, source: int, target: int) -> None:
         """Make ``target`` hold what ``source`` holds."""
+        ...
+
+    def save(self, slot: int) -> State | None:
+        """What the slot holds; None where that cannot be had now."""
+        ...
+
+    def load(self, slot: int, state: State) -> bool:
+        """Make the slot hold what was saved; False where that failed: then it is empty."""
         ...
 
     def truncate(self, slot: int, n_keep: int) -> bool:

@@ -14,12 +14,13 @@ class EngineConfig:
     """What to load and how. None leaves the choice to the engine.
 
     Sizes are in tokens. ``n_ctx`` is the longest sequence, ``n_parallel`` how many run at once;
-    each running sequence owns ``n_ctx`` cells of KV memory. Where one of the two is left to the
-    engine, that takes at most ``kv_memory`` bytes; keys and values are stored as ``cache_type_k``
-    and ``cache_type_v``. ``n_gpu_layers`` -1 means all. ``target_itl_ms`` bounds the time between
-    two tokens of a stream while prompts are computed. Beyond ``max_waiting`` generations that wait
-    for a place, more are refused. ``request_timeout_s`` bounds the time from a generation's arrival
-    to its end.
+    with ``kv_unified`` False each owns ``n_ctx`` cells of KV memory, with True they share a pool of
+    at most ``kv_memory`` bytes, and with None that is so where they would not fit it otherwise.
+    Keys and values are stored as ``cache_type_k`` and ``cache_type_v``. ``cache_ram`` bytes hold
+    the states of what lost its place in that memory; 0 is none. ``n_gpu_layers`` -1 means all.
+    ``target_itl_ms`` bounds the time between two tokens of a stream while prompts are computed.
+    Beyond ``max_waiting`` generations that wait for a place, more are refused.
+    ``request_timeout_s`` bounds the time from a generation's arrival to its end.
     """
 
     model: Path
@@ -32,8 +33,10 @@ class EngineConfig:
     n_ubatch: int = 512
     flash_attn: bool | None = None
     kv_memory: int | None = None
+    kv_unified: bool | None = None
     cache_type_k: CacheType = "f16"
     cache_type_v: CacheType = "f16"
+    cache_ram: int | None = None
     use_mmap: bool = True
     target_itl_ms: float = 100.0
     max_waiting: int = 2048

@@ -7,12 +7,11 @@ import secrets
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from openai_local.engine.backend import Backend, Batch, DecodeFailed, Floats
+from openai_local.engine.backend import ABORTED, NO_PLACE, Backend, Batch, DecodeFailed, Floats
+from openai_local.engine.batches import decode_batch, prompt_batch
 from openai_local.engine.config import EngineConfig
 from openai_local.engine.embedder import Embedder, EmbeddingJob
 from openai_local.engine.errors import (
@@ -21,9 +20,13 @@ from openai_local.engine.errors import (
     EngineStopped,
     StepFailed,
 )
+from openai_local.engine.host_cache import HostCache
+from openai_local.engine.kv_memory import KvMemory
+from openai_local.engine.machine import free_memory
+from openai_local.engine.memory import CACHE_RAM_SHARE
 from openai_local.engine.messages import Event, Failed, Finished, GenerationRequest, TextDelta
 from openai_local.engine.metrics import EngineMetrics
-from openai_local.engine.prefix_cache import PrefixCache
+from openai_local.engine.prefix_cache import Load
 from openai_local.engine.sampling import Sampler
 from openai_local.engine.scheduler import Chunk, PrefillBudget, Scheduler
 from openai_local.engine.sequence import Sequence, Status
@@ -33,8 +36,10 @@ logger = logging.getLogger(__name__)
 # Gaps times steps until running sequences are moved together: a move copies a slot's whole memory,
 # and most gaps are filled by the next request before.
 GAP_STEPS = 16
-# What an idle slot computes so that there is no gap; dropped at once.
-FILLER_TOKEN = 0
+# Cells that each running sequence finds free when another is admitted: its next tokens.
+HEADROOM_TOKENS = 16
+# So many steps in a row that found no place, or were aborted, are tried again.
+MAX_RETRIES = 20
 
 # LLAMA_DEFAULT_SEED: to llama.cpp it means a random one.
 RANDOM_SEED = 0xFFFFFFFF
@@ -74,25 +79,34 @@ class EngineCore:
         self._backend = backend
         self._take = take
         self._deliver = deliver
-        self._cache = PrefixCache(backend.n_slots, backend.can_drop)
+        self._memory = KvMemory(backend, _host_cache(backend, config))
+        self._cache = self._memory.cache
         self._scheduler = Scheduler(
-            self._cache, PrefillBudget(backend.n_batch, config.target_itl_ms / 1000)
+            self._cache,
+            PrefillBudget(backend.n_batch, config.target_itl_ms / 1000),
+            backend.info.n_parallel,
         )
         self._timeout_s = config.request_timeout_s
         self._embedder: Embedder | None = None
         self._by_sink: dict[int, Sequence] = {}
         self._outbox: list[tuple[Any, Event]] = []
         self._gap_steps = 0
+        self._n_retries = 0
         self._embed_turn = False
         self._counters = EngineMetrics()
 
     def metrics(self) -> EngineMetrics:
         """A snapshot; safe from any thread."""
-        return replace(
-            self._counters,
-            sequences_running=self._scheduler.n_running,
-            sequences_waiting=self._scheduler.n_waiting,
-        )
+        metrics = self._counters.snapshot()
+        metrics.sequences_running = self._scheduler.n_running
+        metrics.sequences_waiting = self._scheduler.n_waiting
+        self._memory.measure(metrics)
+        return metrics
+
+    @property
+    def n_ended(self) -> int:
+        """How many generations have ended, however; safe from any thread."""
+        return self._counters.requests_ended_total
 
     def step(self, messages: list[Message]) -> bool:
         """One token for every running sequence, then prompt tokens or embeddings."""
@@ -100,6 +114,8 @@ class EngineCore:
         self._fail_late()
         self._admit()
         decoding = self._scheduler.decodes()
+        if self._make_room(len(decoding)):
+            decoding = self._scheduler.decodes()
         n_generating = sum(sequence.status is Status.DECODE for sequence in decoding)
         if decoding:
             self._decode(self._without_gaps(decoding))
@@ -182,56 +198,86 @@ class EngineCore:
     def _fail_late(self) -> None:
         if self._timeout_s is not None:
             for sequence in self._scheduler.submitted_before(time.monotonic() - self._timeout_s):
-                self._fail(sequence, DeadlineExceeded(self._timeout_s), valid=True)
+                self._fail(sequence, DeadlineExceeded(self._timeout_s))
 
     # Placement
 
     def _admit(self) -> None:
-        while (admitted := self._scheduler.admit()) is not None:
-            sequence, placement = admitted
-            for source, target in placement.copies:
-                self._backend.copy(source, target)
-            kept = self._backend.truncate(sequence.slot, placement.n_reused)
-            sequence.n_computed = placement.n_reused if kept else 0
+        while (sequence := self._scheduler.next()) is not None and self._has_room(sequence):
+            placement = self._scheduler.admit(sequence)
+            sequence.n_computed = self._memory.place(placement)
+            if sequence.admitted_s is not None:
+                continue  # it was preempted; what it computes again is no prompt's
+            sequence.admitted_s = time.monotonic()
+            self._counters.queue_seconds.observe(sequence.admitted_s - sequence.submitted_s)
             sequence.n_cached = sequence.n_computed
             self._counters.prompt_tokens_reused_total += sequence.n_cached
+            load = placement.steps[-1] if placement.steps else None
+            if isinstance(load, Load) and load.entry.from_disk:
+                self._counters.prompt_tokens_reused_disk_total += sequence.n_cached
+            elif isinstance(load, Load):
+                self._counters.prompt_tokens_reused_ram_total += sequence.n_cached
+
+    def _has_room(self, sequence: Sequence) -> bool:
+        """Whether its tokens fit beside those of the running ones, idle ones given up for it."""
+        memory, scheduler = self._memory, self._scheduler
+        if not memory.bounded:
+            return True
+        n_needed, source = self._cache.n_cells_wanted(sequence)
+        n_needed += scheduler.n_reserved
+        n_needed += HEADROOM_TOKENS * (scheduler.n_running + 1)
+        if scheduler.n_running == 0:
+            n_needed = min(n_needed, memory.cells.n_cells)
+        elif memory.cells.n_free + self._cache.n_idle_tokens < n_needed:
+            return False
+        while memory.cells.n_free < n_needed and memory.evict(keep=source):
+            pass
+        return memory.cells.n_free >= n_needed or scheduler.n_running == 0
+
+    def _make_room(self, n_tokens: int) -> bool:
+        """Free cells for the next decode; whether sequences were preempted for it."""
+        memory, preempted = self._memory, False
+        while memory.bounded and memory.cells.n_free < n_tokens:
+            if not memory.evict():
+                if not self._preempt():
+                    break
+                preempted = True
+        return preempted
+
+    def _preempt(self) -> bool:
+        victim = self._scheduler.victim()
+        if victim is None:
+            return False
+        self._scheduler.preempt(victim)
+        self._counters.preemptions_total += 1
+        return True
 
     def _without_gaps(self, decoding: list[Sequence]) -> list[Sequence]:
         """What decodes once running sequences were moved together, where gaps have cost enough."""
+        if self._memory.bounded:
+            return decoding  # one pool has no gaps
         n_gaps = decoding[-1].slot - decoding[0].slot + 1 - len(decoding)
         self._gap_steps = self._gap_steps + n_gaps if n_gaps else 0
         if self._gap_steps < GAP_STEPS:
             return decoding
         self._gap_steps = 0
         while (plan := self._cache.compact()) is not None:
-            (source, target), copies = plan
-            for copy in copies:
-                self._backend.copy(*copy)
-            self._backend.truncate(source, 0)
+            (source, target), steps = plan
+            self._memory.do(steps)
+            self._memory.truncate(source, 0)
             self._scheduler.move(source, target)
         return self._scheduler.decodes()  # a prompt may have come between them
 
     # Computing
 
     def _decode(self, decoding: list[Sequence]) -> None:
-        entries = [
-            (s.slot, s.n_computed, s.tokens[s.n_computed], s.n_to_compute == 1) for s in decoding
-        ]
         fillers = self._fillers(decoding)
-        entries += [(slot, n_held, FILLER_TOKEN, False) for slot, n_held in fillers]
-        entries.sort()
-        slots, positions, tokens, outputs = zip(*entries, strict=True)
-        batch = Batch(
-            tokens=np.array(tokens, np.int32),
-            positions=np.array(positions, np.int32),
-            slots=np.array(slots, np.int32),
-            outputs=np.array(outputs, np.int8),
-        )
+        batch = decode_batch(decoding, fillers)
         started = time.perf_counter()
         rows = self._run(batch, decoding)
         for slot, n_held in fillers:
-            if rows is None or not self._backend.truncate(slot, n_held):
-                self._backend.truncate(slot, 0)
+            if rows is None or not self._memory.truncate(slot, n_held):
+                self._memory.truncate(slot, 0)
                 self._cache.forget(slot)
         if rows is None:
             return
@@ -239,18 +285,27 @@ class EngineCore:
         self._scheduler.budget.observe_decode(seconds)
         self._counters.decode_steps_total += 1
         self._counters.decode_seconds_total += seconds
+        self._counters.decode_batch_size.observe(len(decoding))
+        n_prompt = sum(sequence.status is Status.PREFILL for sequence in decoding)
+        self._counters.prompt_tokens_computed_total += n_prompt
+        self._advance(decoding, [1] * len(decoding), rows)
+
+    def _advance(self, sequences: list[Sequence], n_tokens: list[int], rows: Floats) -> None:
+        """So many tokens of each were computed; whose last one was among them gets the next."""
         row = 0
-        for sequence in decoding:
-            sequence.n_computed += 1
-            if sequence.status is Status.PREFILL:
-                self._counters.prompt_tokens_computed_total += 1
+        for sequence, n in zip(sequences, n_tokens, strict=True):
+            sequence.n_computed += n
             if sequence.n_to_compute == 0:
                 sequence.status = Status.DECODE
                 self._sample(sequence, rows[row])
                 row += 1
+            elif sequence.n_computed in sequence.checkpoints:
+                sequence.checkpoints.discard(sequence.n_computed)
+                computed = sequence.tokens[: sequence.n_computed]
+                self._memory.save(sequence.slot, computed, sequence.cache_salt)
 
     def _fillers(self, decoding: list[Sequence]) -> list[tuple[int, int]]:
-        if not self._backend.can_drop:
+        if self._memory.bounded or not self._memory.can_cut:
             return []
         n_ctx = self._backend.info.n_ctx
         return [idle for idle in self._scheduler.fillers(decoding) if idle[1] < n_ctx]
@@ -259,6 +314,8 @@ class EngineCore:
         embedder = self._embedder
         has_embeddings = embedder is not None and not embedder.idle
         chunks = self._scheduler.chunks(n_decoding)
+        while self._make_room(sum(chunk.n_tokens for chunk in chunks)):
+            chunks = self._scheduler.chunks(n_decoding)
         # Prompts and embeddings take turns within one budget.
         if embedder is not None and has_embeddings and (self._embed_turn or not chunks):
             self._embed_turn = False
@@ -268,53 +325,57 @@ class EngineCore:
             self._prefill(chunks)
 
     def _prefill(self, chunks: list[Chunk]) -> None:
-        n = sum(chunk.n_tokens for chunk in chunks)
-        batch = Batch(
-            tokens=np.empty(n, np.int32),
-            positions=np.empty(n, np.int32),
-            slots=np.empty(n, np.int32),
-            outputs=np.zeros(n, np.int8),
-        )
-        finished: list[Sequence] = []
-        at = 0
-        for chunk in chunks:
-            sequence, start, end = chunk.sequence, chunk.sequence.n_computed, at + chunk.n_tokens
-            batch.tokens[at:end] = sequence.tokens[start : start + chunk.n_tokens]
-            batch.positions[at:end] = np.arange(start, start + chunk.n_tokens)
-            batch.slots[at:end] = sequence.slot
-            if chunk.n_tokens == sequence.n_to_compute:
-                batch.outputs[end - 1] = 1
-                finished.append(sequence)
-            at = end
+        batch = prompt_batch(chunks)
+        sequences = [chunk.sequence for chunk in chunks]
         started = time.perf_counter()
-        rows = self._run(batch, [chunk.sequence for chunk in chunks])
+        rows = self._run(batch, sequences)
         if rows is None:
             return
         seconds = time.perf_counter() - started
-        self._scheduler.budget.observe_prefill(n, seconds)
+        self._scheduler.budget.observe_prefill(len(batch), seconds)
         self._counters.prefill_steps_total += 1
         self._counters.prefill_seconds_total += seconds
-        self._counters.prompt_tokens_computed_total += n
-        for chunk in chunks:
-            chunk.sequence.n_computed += chunk.n_tokens
-        for row, sequence in zip(rows, finished, strict=True):
-            sequence.status = Status.DECODE
-            self._sample(sequence, row)
+        self._counters.prompt_tokens_computed_total += len(batch)
+        self._advance(sequences, [chunk.n_tokens for chunk in chunks], rows)
 
     def _run(self, batch: Batch, sequences: Seq[Sequence]) -> Floats | None:
-        """Decode; a failure fails the sequences in the batch, and only them."""
+        """Decode. None where that failed: then the sequences in the batch, and only they, have
+        failed, or try again in the next step."""
         try:
-            return self._backend.decode(batch)
+            rows = self._memory.decode(batch)
         except DecodeFailed as failure:
+            if self._can_retry(failure.code, sequences):
+                return None
             logger.error("a step of %d tokens failed: %s", len(batch), failure)
             error = StepFailed(str(failure))
         except Exception as failure:
             logger.exception("a step of %d tokens failed", len(batch))
             error = StepFailed(repr(failure))
+        else:
+            self._n_retries = 0
+            return rows
         for sequence in sequences:
-            self._backend.truncate(sequence.slot, 0)
-            self._fail(sequence, error)
+            self._memory.truncate(sequence.slot, 0)
+            self._fail(sequence, error, valid=False)
         return None
+
+    def _can_retry(self, code: int, sequences: Seq[Sequence]) -> bool:
+        """Whether the sequences of a failed step are in a state to try again."""
+        self._n_retries += 1
+        if self._n_retries > MAX_RETRIES:
+            self._n_retries = 0
+            return False
+        if code == ABORTED:
+            self._roll_back(sequences)
+            return True
+        return code == NO_PLACE and (self._memory.evict() or self._preempt())
+
+    def _roll_back(self, sequences: Seq[Sequence]) -> None:
+        """To before the step; what cannot be cut back is computed again from its beginning."""
+        for sequence in sequences:
+            if not self._memory.truncate(sequence.slot, sequence.n_computed):
+                sequence.n_computed = 0
+                sequence.status = Status.PREFILL
 
     def _embed(self, embedder: Embedder, n_tokens: int) -> None:
         try:
@@ -335,17 +396,27 @@ class EngineCore:
             self._fail(sequence, StepFailed(repr(failure)))
             return
         self._counters.completion_tokens_total += 1
+        self._observe_token(sequence)
         if text:
             self._outbox.append((sequence.sink, TextDelta(text)))
         if reason is not None:
             self._finish(sequence, reason)
 
+    def _observe_token(self, sequence: Sequence) -> None:
+        now = time.monotonic()
+        if sequence.token_s is None:
+            self._counters.first_token_seconds.observe(now - sequence.submitted_s)
+        else:
+            self._counters.inter_token_seconds.observe(now - sequence.token_s)
+        sequence.token_s = now
+
     def _finish(self, sequence: Sequence, reason: Any) -> None:
         self._counters.requests_finished_total += 1
+        self._counters.request_seconds.observe(time.monotonic() - sequence.submitted_s)
         self._outbox.append((sequence.sink, Finished(reason, sequence.usage())))
         self._end(sequence)
 
-    def _fail(self, sequence: Sequence, error: EngineError, *, valid: bool = False) -> None:
+    def _fail(self, sequence: Sequence, error: EngineError, *, valid: bool = True) -> None:
         self._counters.requests_failed_total += 1
         self._outbox.append((sequence.sink, Failed(error)))
         self._end(sequence, valid=valid)
@@ -365,6 +436,16 @@ class EngineCore:
             if sequence is not None:
                 self._counters.requests_cancelled_total += 1
                 self._end(sequence)
+
+
+def _host_cache(backend: Backend, config: EngineConfig) -> HostCache | None:
+    n_bytes = config.cache_ram
+    if n_bytes is None:
+        n_bytes = int(free_memory() * CACHE_RAM_SHARE)
+    if n_bytes == 0 or not backend.info.can_generate:
+        return None
+    logger.info("up to %.0f MiB of RAM for the states of earlier prompts", n_bytes / 2**20)
+    return HostCache(n_bytes, can_drop=backend.n_drop_max >= backend.info.n_ctx)
 
 
 def _fail(job: EmbeddingJob, error: Exception) -> None:

@@ -148,7 +148,7 @@ class Engine:
         generation = bridge.Generation(self._cancel)
         with self._lock:
             # What the engine has counted as ended is never more than what was submitted here.
-            n_unfinished = self._n_submitted - self.metrics().requests_ended_total
+            n_unfinished = self._n_submitted - self._n_ended
             if n_unfinished >= self.n_unfinished_max:
                 raise QueueFull(n_unfinished, self.n_unfinished_max)
             if not self._worker.post(Submit(generation, request)):
@@ -183,6 +183,11 @@ class Engine:
         """A snapshot of the counters; all zero before the model is loaded."""
         core = self._shared.core
         return EngineMetrics() if core is None else core.metrics()
+
+    @property
+    def _n_ended(self) -> int:
+        core = self._shared.core
+        return 0 if core is None else core.n_ended
 
     def stop(self) -> None:
         """Ask the thread to end, without waiting for it."""

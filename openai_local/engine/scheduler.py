@@ -80,8 +80,9 @@ class PrefillBudget:
 class Scheduler:
     """The waiting and the running sequences of one model. Engine thread only."""
 
-    def __init__(self, cache: PrefixCache, budget: PrefillBudget) -> None:
+    def __init__(self, cache: PrefixCache, budget: PrefillBudget, n_parallel: int) -> None:
         self._cache = cache
+        self._n_parallel = n_parallel
         self._waiting = WaitingQueue()
         self._running: list[Sequence] = []  # in arrival order
         self._shortest_first = True
@@ -114,26 +115,55 @@ class Scheduler:
     def submit(self, sequence: Sequence) -> None:
         self._waiting.push(sequence)
 
-    def admit(self) -> tuple[Sequence, Placement] | None:
-        """Move the next waiting sequence into a slot, if one is free. The caller does the copies.
+    def next(self) -> Sequence | None:
+        """The waiting sequence that is to be admitted, if a place is free for it.
 
         One whose prefix another sequence is computing waits for that, and is forked from it.
+        """
+        if (
+            not len(self._waiting)
+            or len(self._running) >= self._n_parallel
+            or not self._cache.can_acquire()
+        ):
+            return None
+        candidates = self._waiting.candidates()
+        return next((s for s in candidates if not self._is_deferred(s)), None)
+
+    def admit(self, sequence: Sequence) -> Placement:
+        """Move a waiting sequence into a slot. The caller does the placement's steps.
 
         Afterwards the sequence's ``slot`` is set; ``n_computed`` is for the caller to set, since
         the backend may not be able to keep what the cache planned.
         """
-        if not len(self._waiting) or not self._cache.can_acquire():
-            return None
-        candidates = self._waiting.candidates()
-        sequence = next((s for s in candidates if not self._is_deferred(s)), None)
-        if sequence is None:
-            return None
         self._waiting.take(sequence)
         placement = self._cache.acquire(sequence)
         sequence.slot = placement.slot
         sequence.status = Status.PREFILL
         self._running.append(sequence)
-        return sequence, placement
+        return placement
+
+    def victim(self) -> Sequence | None:
+        """Who gives up its cells when they run out: of the lowest priority, the youngest.
+
+        The last one never does; a sequence alone always has room.
+        """
+        if len(self._running) < 2:
+            return None
+        return min(self._running, key=lambda s: (s.request.priority, -s.submitted_s))
+
+    def preempt(self, sequence: Sequence) -> None:
+        """Back to the head of the queue; what was computed stays in the slot as an idle prefix."""
+        self._running.remove(sequence)
+        self._cache.release(sequence.slot, sequence.tokens[: sequence.n_computed])
+        sequence.slot, sequence.n_computed = -1, 0
+        sequence.checkpoints.clear()
+        sequence.status = Status.WAITING
+        self._waiting.push_first(sequence)
+
+    @property
+    def n_reserved(self) -> int:
+        """The tokens that admitted sequences are still to compute before they go on."""
+        return sum(s.n_to_compute for s in self._running if s.status is Status.PREFILL)
 
     def _is_deferred(self, sequence: Sequence) -> bool:
         """Whether another sequence is just computing what this one would compute again."""
@@ -191,7 +221,7 @@ class Scheduler:
         left = self._budget_of(prompts, n_decoding)
         chunks: list[Chunk] = []
         for sequence in prompts:
-            n = sequence.n_to_compute
+            n = sequence.n_to_checkpoint
             if n > left:
                 # llama.cpp computes sequences of one call in equal pieces, so scraps cost dearly.
                 if chunks and left < TILE:

@@ -22,6 +22,8 @@ class Sequence:
     """``tokens`` is prompt and continuation; the first ``n_computed`` are in the slot's memory."""
 
     __slots__ = (
+        "admitted_s",
+        "checkpoints",
         "detokenizer",
         "n_cached",
         "n_computed",
@@ -33,6 +35,7 @@ class Sequence:
         "slot",
         "status",
         "submitted_s",
+        "token_s",
         "tokens",
         "upcoming",
     )
@@ -52,6 +55,9 @@ class Sequence:
         self.slot = -1
         self.status = Status.WAITING
         self.submitted_s = time.monotonic()
+        self.admitted_s: float | None = None  # to a slot, for the first time
+        self.token_s: float | None = None  # when it got its last token
+        self.checkpoints: set[int] = set()  # numbers of tokens at which its state is to be saved
         self.upcoming: Upcoming | None = None  # what it waits for before it takes a slot
 
     @property
@@ -65,6 +71,12 @@ class Sequence:
     @property
     def n_to_compute(self) -> int:
         return len(self.tokens) - self.n_computed
+
+    @property
+    def n_to_checkpoint(self) -> int:
+        """How many to compute until its state is to be saved, or its prompt is done."""
+        ahead = [n for n in self.checkpoints if n > self.n_computed]
+        return min(ahead, default=len(self.tokens)) - self.n_computed
 
     def usage(self) -> Usage:
         return Usage(self.n_prompt, self.n_completion, self.n_cached)

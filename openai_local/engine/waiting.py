@@ -28,6 +28,11 @@ class WaitingQueue:
     def __iter__(self) -> Iterator[Sequence]:
         return chain.from_iterable(self._by_priority.values())
 
+    def push_first(self, sequence: Sequence) -> None:
+        """One that was in a slot already comes before its equals."""
+        self.push(sequence)
+        self._by_priority[sequence.request.priority].move_to_end(sequence, last=False)
+
     def push(self, sequence: Sequence) -> None:
         priority = sequence.request.priority
         if priority not in self._by_priority:

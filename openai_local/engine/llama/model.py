@@ -11,37 +11,31 @@ from typing import Any
 import llama_cpp as lib
 import numpy as np
 
-from openai_local.engine.backend import Batch, Draw, Floats
+from openai_local.engine.backend import Batch, Draw, Floats, State
 from openai_local.engine.config import EngineConfig
 from openai_local.engine.draw import Weights, make_draw
 from openai_local.engine.errors import EngineStopped, ModelLoadFailed
 from openai_local.engine.llama.batch import CBatch, decode, view
+from openai_local.engine.llama.context import new_context, plan_layout
 from openai_local.engine.llama.embedding import LlamaEmbedding
 from openai_local.engine.llama.library import prepare_process
 from openai_local.engine.llama.metadata import (
     arch,
     chat_template,
-    kv_bytes_per_token,
+    file_digest,
     meta,
     sampling_defaults,
     text_of,
 )
 from openai_local.engine.llama.vocabulary import LlamaVocabulary
-from openai_local.engine.machine import free_memory, physical_cores
-from openai_local.engine.memory import KV_SHARE, plan_context
+from openai_local.engine.machine import physical_cores
 from openai_local.engine.messages import ModelInfo, SamplingParams
 
 logger = logging.getLogger(__name__)
 
-_CACHE_TYPES = {
-    "f16": lib.GGML_TYPE_F16,
-    "q8_0": lib.GGML_TYPE_Q8_0,
-    "q4_0": lib.GGML_TYPE_Q4_0,
-}
-
 
 class LlamaBackend:
-    """A model file, its weights, and a context in the streams layout, one stream a slot.
+    """A model file, its weights, and a context whose sequences are the slots.
 
     Raises ModelLoadFailed, with a reason that names what is wrong.
     """
@@ -55,6 +49,7 @@ class LlamaBackend:
         self._context: Any = None
         self._logits: Floats = np.empty((0, 0), np.float32)
         self._logits_at: int | None = None
+        self._copying: set[int] = set()  # slots of copies that are not done yet
         self._model = self._load_model(stopping)
         try:
             vocabulary = lib.llama_model_get_vocab(self._model)
@@ -68,17 +63,19 @@ class LlamaBackend:
             raise
 
     @property
-    def n_slots(self) -> int:
-        return self.info.n_parallel
-
-    @property
-    def can_drop(self) -> bool:
-        model = self._model
-        stateful = lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model)
-        return not stateful and not self._n_swa
+    def fingerprint(self) -> str:
+        context = (
+            self._config.cache_type_k,
+            self._config.cache_type_v,
+            self._config.flash_attn,
+            self.unified,
+            lib.__version__,
+        )
+        return f"{file_digest(self._config.model)} {context}"
 
     def decode(self, batch: Batch) -> Floats:
         decode(self._context, self._batch.fill(batch))
+        self._copying.clear()
         n_rows = int(np.count_nonzero(batch.outputs))
         if n_rows == 0:
             return np.empty((0, self.info.n_vocab), np.float32)
@@ -97,6 +94,26 @@ class LlamaBackend:
         # Across streams only a whole copy is possible; a partial one is an assertion.
         lib.llama_memory_seq_rm(self._memory, target, -1, -1)
         lib.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+        if not self.unified:
+            self._copying |= {source, target}
+
+    def save(self, slot: int) -> State | None:
+        if slot in self._copying:
+            return None
+        size = lib.llama_state_seq_get_size(self._context, slot)
+        state = np.empty(size, np.uint8)
+        n = lib.llama_state_seq_get_data(self._context, _bytes_at(state), size, slot)
+        return state if n == size else None
+
+    def load(self, slot: int, state: State) -> bool:
+        # Copies between streams are done by the next decode: it would copy what is loaded now.
+        if slot in self._copying:
+            return False
+        size = state.nbytes
+        if lib.llama_state_seq_set_data(self._context, _bytes_at(state), size, slot) == size:
+            return True
+        lib.llama_memory_seq_rm(self._memory, slot, -1, -1)
+        return False
 
     def truncate(self, slot: int, n_keep: int) -> bool:
         memory = self._memory
@@ -153,39 +170,26 @@ class LlamaBackend:
     def _open_context(self) -> None:
         model, config = self._model, self._config
         can_generate = meta(model, f"{arch(model)}.attention.causal") != "false"
-        bytes_per_token = kv_bytes_per_token(model, config)
-        budget = config.kv_memory or int(free_memory() * KV_SHARE)
-        plan = plan_context(
-            n_ctx_train=lib.llama_model_n_ctx_train(model),
-            bytes_per_token=bytes_per_token,
-            budget_bytes=budget,
-            n_ctx=config.n_ctx,
-            n_parallel=config.n_parallel,
-        )
+        plan = plan_layout(model, config, can_generate)
         n_ctx, n_parallel = plan.n_ctx, plan.n_parallel
-        n_bytes = n_parallel * n_ctx * bytes_per_token
-        if config.kv_memory is not None and can_generate and n_bytes > config.kv_memory:
-            reason = (
-                f"{n_parallel} sequences of {n_ctx} tokens take {n_bytes / 2**20:.0f} MiB of keys"
-                f" and values, more than kv_memory; lower n_ctx or n_parallel, or raise it"
-            )
-            raise ModelLoadFailed(config.model, reason)
-        if lib.llama_model_rope_type(model) == lib.LLAMA_ROPE_TYPE_NONE:
-            # Learned positions end where the training did.
-            n_ctx = min(n_ctx, lib.llama_model_n_ctx_train(model))
-        if n_parallel > lib.llama_max_parallel_sequences():
-            most = lib.llama_max_parallel_sequences()
-            raise ModelLoadFailed(config.model, f"n_parallel is {n_parallel}, at most {most}")
         self._n_swa = lib.llama_model_n_swa(model)
+        self.unified, self.n_slots, self.n_cells = plan.unified, n_parallel, 0
         if can_generate:
-            self._context = self._new_context(n_ctx, n_parallel)
+            stateful = lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model)
+            if plan.unified and not stateful and not self._n_swa:
+                # Names of sequences cost nothing here, and idle ones keep what they computed.
+                self.n_slots = min(2 * n_parallel, lib.llama_max_parallel_sequences())
+            self._context = new_context(model, config, plan, self.n_slots, self._threads())
             self._memory = lib.llama_get_memory(self._context)
             # The context is rounded up; what was asked for is the bound.
             n_ctx = min(n_ctx, lib.llama_n_ctx_seq(self._context))
+            self.n_cells = plan.n_cells
             self.n_batch: int = lib.llama_n_batch(self._context)
             self._batch = CBatch(self.n_batch)
+            # What a sliding window has left behind may be gone a batch later.
+            self.n_drop_max = 0 if stateful else config.n_ubatch if self._n_swa else n_ctx
         else:
-            self.n_batch = config.n_batch
+            self.n_batch, self.n_drop_max = config.n_batch, n_ctx
             n_ctx, n_parallel = min(n_ctx, lib.llama_model_n_ctx_train(model)), 1
         self.info = ModelInfo(
             path=str(config.model),
@@ -202,42 +206,9 @@ class LlamaBackend:
             eos_token=self.vocabulary.eos_text,
             sampling_defaults=sampling_defaults(model),
         )
-        logger.info(
-            "%s (%s): %d sequences of %d tokens; at %.1f KiB a token that is %.0f MiB of keys and"
-            " values, with %.0f MiB to take", config.model.name, self.info.description, n_parallel,
-            n_ctx, bytes_per_token / 2**10, n_parallel * n_ctx * bytes_per_token / 2**20,
-            budget / 2**20,
-        )  # fmt: skip
+        logger.info("%s: %s", config.model.name, self.info.description)
         if can_generate:
             self._warm_up()
-
-    def _new_context(self, n_ctx: int, n_parallel: int) -> Any:
-        config = self._config
-        params = lib.llama_context_default_params()
-        # Each stream's cells are padded to 256.
-        params.n_ctx = -(-n_ctx // 256) * 256 * n_parallel
-        params.n_batch = max(config.n_batch, n_parallel)
-        params.n_ubatch = min(config.n_ubatch, params.n_batch)
-        params.n_seq_max = n_parallel
-        params.n_threads, params.n_threads_batch = self._threads()
-        params.kv_unified = False
-        params.no_perf = True
-        if config.flash_attn is not None:
-            params.flash_attn_type = int(config.flash_attn)
-        if config.flash_attn is False and config.cache_type_v != "f16":
-            reason = f"cache_type_v {config.cache_type_v!r} needs flash_attn"
-            raise ModelLoadFailed(config.model, reason)
-        params.type_k = _CACHE_TYPES[config.cache_type_k]
-        params.type_v = _CACHE_TYPES[config.cache_type_v]
-        context = lib.llama_init_from_model(self._model, params)
-        if not context:
-            raise ModelLoadFailed(
-                config.model,
-                f"llama.cpp cannot make a context of {n_parallel} sequences of {n_ctx} tokens, with"
-                f" keys as {config.cache_type_k} and values as {config.cache_type_v}; lower n_ctx"
-                " or n_parallel, or see its log for another reason",
-            )
-        return context
 
     def _threads(self) -> tuple[int, int]:
         n = self._config.n_threads or physical_cores()
@@ -255,3 +226,7 @@ class LlamaBackend:
         one.outputs[-1] = 1
         self.decode(one)
         self.truncate(0, 0)
+
+
+def _bytes_at(state: State) -> Any:
+    return ctypes.cast(state.ctypes.data, ctypes.POINTER(ctypes.c_uint8))
