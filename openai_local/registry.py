@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
@@ -24,6 +25,9 @@ from openai_local.model_files import (
 )
 
 logger = logging.getLogger(__name__)
+
+# An engine that dies again sooner after its load is loaded by the next request only.
+MIN_LIFE_S = 60.0
 
 OpenEngine = Callable[[EngineConfig], Engine]
 
@@ -64,6 +68,8 @@ class _Entry:
     engine: Engine | None = None
     loaded: LoadedModel | None = None
     loading: Future[LoadedModel] | None = None
+    loaded_s: float = 0.0
+    n_deaths: int = 0
     failure: str | None = None
 
 
@@ -132,20 +138,33 @@ class Registry:
                 raise EngineStopped
             if entry.loaded is not None and entry.loaded.engine.alive:
                 return entry.loaded
-            future = entry.loading
-            if future is None:
-                future = entry.loading = Future()
-                # Finding the file may requantise it, which takes a while: not on the loop. Not a
-                # daemon either: the interpreter waits for it rather than crash in C code.
-                thread = threading.Thread(
-                    target=self._load, args=(entry, future), name=f"load {entry.id}"
-                )
-                try:
-                    thread.start()
-                except RuntimeError:
-                    entry.loading = None
-                    raise
+            future = entry.loading or self._start_load(entry)
         return await wait(future)
+
+    def _start_load(self, entry: _Entry) -> Future[LoadedModel]:
+        """With the lock held."""
+        future = entry.loading = Future()
+        # Finding the file may requantise it, which takes a while: not on the loop. Not a
+        # daemon either: the interpreter waits for it rather than crash in C code.
+        thread = threading.Thread(target=self._load, args=(entry, future), name=f"load {entry.id}")
+        try:
+            thread.start()
+        except RuntimeError:
+            entry.loading = None
+            raise
+        return future
+
+    def _restart(self, name: str) -> None:
+        """An engine died: load it again, so that readiness comes back without a request."""
+        entry = self._entry(name)
+        with self._lock:
+            dies_at_once = time.monotonic() - entry.loaded_s < MIN_LIFE_S
+            entry.n_deaths = entry.n_deaths + 1 if dies_at_once else 1
+            if self._closed or entry.loading is not None or entry.n_deaths > 1:
+                return
+            logger.warning("the engine of %s died: loading it again", name)
+            with suppress(RuntimeError):  # no thread can be started any more
+                self._start_load(entry)
 
     async def aclose(self) -> None:
         """Stop all engines; those who wait get EngineStopped."""
@@ -224,6 +243,7 @@ class Registry:
                 if self._closed or entry.engine is not engine:
                     raise EngineStopped
                 entry.loaded, entry.loading, entry.failure = loaded, None, None
+                entry.loaded_s = time.monotonic()
         except Exception as error:
             engine.stop()
             if isinstance(error, OSError):
@@ -231,6 +251,9 @@ class Registry:
             self._fail(entry, future, error)
         else:
             future.set_result(loaded)
+            # The thread must not keep an abandoned registry alive.
+            registry, name = weakref.ref(self), entry.id
+            engine.on_death(lambda: r._restart(name) if (r := registry()) else None)
 
     def _fail(self, entry: _Entry, future: Future[LoadedModel], error: Exception) -> None:
         with self._lock:

@@ -253,6 +253,50 @@ async def test_health_is_503_while_a_load_is_going_and_after_one_failed() -> Non
     assert loads == 2
 
 
+class DyingBackend(FakeBackend):
+    """Fails where no step expects it, until it is mended."""
+
+    broken = True
+
+    def truncate(self, slot: int, n_keep: int) -> bool:
+        if self.broken:
+            raise RuntimeError("a fault that nobody foresaw")
+        return super().truncate(slot, n_keep)
+
+
+async def test_an_engine_that_dies_answers_everybody_and_is_loaded_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loads = 0
+
+    def open_engine(config: Any) -> Engine:
+        nonlocal loads
+        loads += 1
+        return Engine(config, open_backend=lambda config, stopping: DyingBackend())
+
+    app = openai_local.Application(fake_app().settings, open_engine)
+    async with client_of(app) as client:
+        dead = await client.post("/v1/chat/completions", json=CHAT)
+        # Nobody asks for the model, only whether it is ready.
+        with anyio.fail_after(10):
+            while (await client.get("/health")).status_code != 200 or loads < 2:
+                await anyio.sleep(0.01)
+        # It dies at once again: not before the next request is it tried once more.
+        again = await client.post("/v1/chat/completions", json=CHAT)
+        with anyio.fail_after(10):
+            while (await client.get("/health")).status_code == 200:
+                await anyio.sleep(0.01)
+        unready = await client.get("/health")
+        monkeypatch.setattr(DyingBackend, "broken", False)
+        well = await client.post("/v1/chat/completions", json=CHAT)
+        ready = await client.get("/health")
+    await app.aclose()
+    assert dead.status_code == again.status_code == 503
+    assert dead.json()["error"]["code"] == "engine_stopped"
+    assert unready.json()["error"]["code"] == "engine_stopped"
+    assert (well.status_code, ready.status_code, loads) == (200, 200, 3)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_middleware_that_replays_the_body_does_not_freeze_the_loop(stream: bool) -> None:
     local = fake_app()

@@ -1,9 +1,10 @@
 """Tokens in, events out: llama.cpp with continuous batching on a thread of its own.
 
 The life of the thread: it opens the backend, then takes steps. A step drains the inbox, gives
-free slots to waiting sequences, decodes one token for every running sequence, samples, delivers,
-then computes prompt chunks or embeddings within a budget, and delivers again. With nothing to do
-it sleeps on its inbox. When it is told to stop it answers everybody and frees the model.
+free slots to waiting sequences, with what the slots or the RAM have of their prompts, decodes one
+token for every running sequence, samples, delivers, then computes prompt chunks or embeddings
+within a budget, and delivers again. With nothing to do it sleeps on its inbox. When it is told to
+stop it answers everybody and frees the model.
 
 Knows no HTTP, no OpenAI types and no pydantic. Only ``llama/`` imports llama_cpp; only
 ``bridge.py`` knows an event loop's machinery.

@@ -113,6 +113,10 @@ class Engine:
         """Whether the model is loaded and its thread runs."""
         return self._shared.core is not None and self._worker.alive
 
+    def on_death(self, callback: Callable[[], None]) -> None:
+        """Have ``callback`` called, on the engine's thread, when that ends though nobody asked."""
+        self._worker.died.add_done_callback(lambda died: callback() if died.result() else None)
+
     @property
     def info(self) -> ModelInfo:
         """Of the loaded model. Raises EngineStopped before."""

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Generic, Protocol, TypeVar
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class Worker(Generic[Message]):
         self._stopping = False
         self._finished = False
         self._thread: threading.Thread | None = None
+        self.died: Future[bool] = Future()  # at the thread's end: whether nobody asked for it
 
     def start(self) -> None:
         # A daemon, so that the interpreter's exit reaches the handler that stops it.
@@ -93,7 +95,9 @@ class Worker(Generic[Message]):
         except Exception:
             logger.debug("%s did not open", self._name, exc_info=True)
             self._finish()
+            self.died.set_result(False)
             return
+        died = True
         try:
             busy = True
             while True:
@@ -104,10 +108,14 @@ class Worker(Generic[Message]):
                     if self._stopping:
                         break
                 busy = work.step(self.take())
+            died = False
         except Exception:
             logger.exception("%s died", self._name)
-        finally:
+        try:
             work.close(self._finish())
+        except Exception:
+            logger.exception("%s did not close", self._name)
+        self.died.set_result(died)
 
     def _finish(self) -> list[Message]:
         with self._condition:
