@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pydantic import ByteSize, Field, ValidationError
+from pydantic import ByteSize, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from openai_local.engine.config import CacheType, EngineConfig
@@ -63,6 +64,12 @@ class Settings(BaseSettings):
         ge=0,
         description="Most memory for states of earlier prompts; else a sixteenth of what is free",
     )
+    cache_dir: Path | None = Field(
+        None, description="Directory in which states of earlier prompts outlive a restart"
+    )
+    cache_disk: ByteSize = Field(
+        ByteSize(4 << 30), ge=1, description="Most that cache_dir may hold"
+    )
     use_mmap: bool = Field(True, description="Map the file instead of reading it")
     target_itl_ms: float = Field(
         100.0,
@@ -76,6 +83,12 @@ class Settings(BaseSettings):
     request_timeout_s: float | None = Field(
         None, gt=0, allow_inf_nan=False, description="A generation that takes longer fails"
     )
+
+    @model_validator(mode="after")
+    def _check_tiers(self) -> Settings:
+        if self.cache_dir is not None and self.cache_ram == 0:
+            raise PydanticCustomError("tiers", "cache_dir needs cache_ram: it is read into RAM")
+        return self
 
     def engine(self, model: Path) -> EngineConfig:
         """The engine's part of the settings, for one file."""
@@ -94,6 +107,8 @@ class Settings(BaseSettings):
             cache_type_v=self.cache_type_v,
             kv_unified=self.kv_unified,
             cache_ram=self.cache_ram,
+            cache_dir=self.cache_dir,
+            cache_disk=self.cache_disk,
             use_mmap=self.use_mmap,
             target_itl_ms=self.target_itl_ms,
             max_waiting=self.max_waiting,
@@ -114,6 +129,9 @@ def load_settings(**options: Any) -> Settings:
         problems = []
         for problem in error.errors():
             field = ".".join(map(str, problem["loc"]))
+            if not field:  # of several settings together
+                problems.append(problem["msg"])
+                continue
             from_environment = field not in options
             name = ENV_PREFIX + field.upper() if from_environment else field
             problems.append(f"{name}: {problem['msg']}, not {problem['input']!r}")

@@ -32,3 +32,8 @@ def test_an_ill_typed_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_LOCAL_N_CTX", "few")
     with pytest.raises(ConfigError, match="OPENAI_LOCAL_N_CTX.*'few'"):
         load_settings()
+
+
+def test_the_disk_tier_needs_the_one_in_ram() -> None:
+    with pytest.raises(ConfigError, match="^cache_dir needs cache_ram"):
+        load_settings(cache_dir="states", cache_ram=0)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -57,8 +59,13 @@ class Driver:
 
     def __init__(self, backend: FakeBackend, **config: Any) -> None:
         self.backend = backend
+        self.inbox: SimpleQueue[Message] = SimpleQueue()
         self.core = EngineCore(
-            backend, EngineConfig(Path("fake"), **config), lambda: [], self._deliver
+            backend,
+            EngineConfig(Path("fake"), **config),
+            lambda: [],
+            self._deliver,
+            self.inbox.put,
         )
 
     def _deliver(self, events: list[tuple[Sink, Any]]) -> list[Sink]:
@@ -75,10 +82,10 @@ class Driver:
 
     def run(self, messages: Sequence[Message] = (), n_steps: int = 10_000) -> None:
         busy = self.core.step(list(messages))
-        while busy:
+        while busy or self.core.metrics().sequences_waiting:
             n_steps -= 1
             assert n_steps > 0, "the engine does not come to rest"
-            busy = self.core.step([])
+            busy = self.core.step([] if busy else [self.inbox.get(timeout=10)])
 
     def check_nothing_is_left(self) -> None:
         metrics = self.core.metrics()
@@ -636,3 +643,52 @@ def test_the_histograms_count_what_happened() -> None:
     assert metrics.decode_batch_size.count == metrics.decode_steps_total
     assert metrics.decode_batch_size.total == 3 * 9
     assert metrics.cells_total == 2 * 256 and metrics.cells_used > 0
+
+
+def test_what_was_computed_before_a_restart_comes_back_from_the_disk(tmp_path: Path) -> None:
+    for n_drop_max in (None, 0):
+        folder = tmp_path / str(n_drop_max)
+        before = Driver(FakeBackend(n_drop_max=n_drop_max), cache_dir=folder)
+        first = before.submit([97, 98] * 50, 5)
+        before.run()
+        before.core.close([])
+        assert before.backend.closed
+
+        after = Driver(FakeBackend(n_drop_max=n_drop_max), cache_dir=folder)
+        wait_for_scan(after)
+        prompt = [*[97, 98] * 50, *first.text.encode(), 99]
+        sinks = together(after, [GenerationRequest([*prompt, 97 + i], 5, GREEDY) for i in range(3)])
+        for sink in sinks:
+            assert sink.text == expected(sink.request, 256)
+            assert sink.events[-1].usage.n_cached >= 104
+        assert after.core.metrics().prompt_tokens_reused_disk_total >= 104
+        other = after.submit([*prompt, 99], 5, cache_salt="another")
+        after.run()
+        assert other.events[-1].usage.n_cached == 0
+        after.check_nothing_is_left()
+        after.core.close([])
+
+
+def test_a_damaged_state_on_disk_is_computed_again(tmp_path: Path) -> None:
+    before = Driver(FakeBackend(), cache_dir=tmp_path)
+    before.submit([97, 98] * 50, 5)
+    before.run()
+    before.core.close([])
+    (file,) = tmp_path.iterdir()
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    after = Driver(FakeBackend(), cache_dir=tmp_path)
+    wait_for_scan(after)
+    again = after.submit([97, 98] * 50, 5)
+    after.run()
+    assert again.text == expected(again.request, 256)
+    assert again.events[-1].usage.n_cached == 0
+    after.core.close([])
+
+
+def wait_for_scan(driver: Driver) -> None:
+    give_up = time.monotonic() + 10
+    while not driver.core.metrics().disk_bytes:
+        assert time.monotonic() < give_up
+        time.sleep(0.001)

@@ -17,7 +17,8 @@ class EngineConfig:
     with ``kv_unified`` False each owns ``n_ctx`` cells of KV memory, with True they share a pool of
     at most ``kv_memory`` bytes, and with None that is so where they would not fit it otherwise.
     Keys and values are stored as ``cache_type_k`` and ``cache_type_v``. ``cache_ram`` bytes hold
-    the states of what lost its place in that memory; 0 is none. ``n_gpu_layers`` -1 means all.
+    the states of what lost its place in that memory; 0 is none; ``cache_dir``, if given, holds at
+    most ``cache_disk`` bytes of them on disk, over restarts. ``n_gpu_layers`` -1 means all.
     ``target_itl_ms`` bounds the time between two tokens of a stream while prompts are computed.
     Beyond ``max_waiting`` generations that wait for a place, more are refused.
     ``request_timeout_s`` bounds the time from a generation's arrival to its end.
@@ -37,6 +38,8 @@ class EngineConfig:
     cache_type_k: CacheType = "f16"
     cache_type_v: CacheType = "f16"
     cache_ram: int | None = None
+    cache_dir: Path | None = None
+    cache_disk: int = 4 << 30
     use_mmap: bool = True
     target_itl_ms: float = 100.0
     max_waiting: int = 2048

@@ -20,10 +20,7 @@ from openai_local.engine.errors import (
     EngineStopped,
     StepFailed,
 )
-from openai_local.engine.host_cache import HostCache
-from openai_local.engine.kv_memory import KvMemory
-from openai_local.engine.machine import free_memory
-from openai_local.engine.memory import CACHE_RAM_SHARE
+from openai_local.engine.kv_memory import open_memory
 from openai_local.engine.messages import Event, Failed, Finished, GenerationRequest, TextDelta
 from openai_local.engine.metrics import EngineMetrics
 from openai_local.engine.prefix_cache import Load
@@ -60,7 +57,14 @@ class Cancel:
     sink: Any
 
 
-Message = Submit | Cancel | EmbeddingJob
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """The disk has read, or failed to read, what ``sequence`` waits for."""
+
+    sequence: Sequence
+
+
+Message = Submit | Cancel | Fetched | EmbeddingJob
 Deliver = Callable[[list[tuple[Any, Event]]], list[Any]]
 
 
@@ -73,13 +77,16 @@ class EngineCore:
         config: EngineConfig,
         take: Callable[[], list[Message]],
         deliver: Deliver,
+        post: Callable[[Message], object],
     ) -> None:
         """``take`` gives messages that came in during a step; ``deliver`` must not block, and
-        returns the sinks that nobody reads any more."""
+        returns the sinks that nobody reads any more; ``post`` leaves a message for a later step,
+        from any thread. Raises OSError."""
         self._backend = backend
         self._take = take
         self._deliver = deliver
-        self._memory = KvMemory(backend, _host_cache(backend, config))
+        self._post = post
+        self._memory = open_memory(backend, config)
         self._cache = self._memory.cache
         self._scheduler = Scheduler(
             self._cache,
@@ -141,7 +148,10 @@ class EngineCore:
         if self._embedder is not None:
             self._embedder.fail(error)
             self._embedder.close()
-        self._backend.close()
+        try:
+            self._memory.close()
+        finally:
+            self._backend.close()
 
     # Messages
 
@@ -158,6 +168,9 @@ class EngineCore:
                 if sequence is not None:
                     self._counters.requests_cancelled_total += 1
                     self._end(sequence)
+            elif isinstance(message, Fetched):
+                self._memory.keep_fetched()
+                message.sequence.fetching = False
             else:
                 self._submit_embedding(message)
 
@@ -185,6 +198,8 @@ class EngineCore:
             self._finish(sequence, "length")
         else:
             self._scheduler.submit(sequence)
+            fetched = Fetched(sequence)
+            sequence.fetching = self._memory.fetch(sequence, lambda: self._post(fetched))
 
     def _submit_embedding(self, job: EmbeddingJob) -> None:
         if self._embedder is None:
@@ -436,16 +451,6 @@ class EngineCore:
             if sequence is not None:
                 self._counters.requests_cancelled_total += 1
                 self._end(sequence)
-
-
-def _host_cache(backend: Backend, config: EngineConfig) -> HostCache | None:
-    n_bytes = config.cache_ram
-    if n_bytes is None:
-        n_bytes = int(free_memory() * CACHE_RAM_SHARE)
-    if n_bytes == 0 or not backend.info.can_generate:
-        return None
-    logger.info("up to %.0f MiB of RAM for the states of earlier prompts", n_bytes / 2**20)
-    return HostCache(n_bytes, can_drop=backend.n_drop_max >= backend.info.n_ctx)
 
 
 def _fail(job: EmbeddingJob, error: Exception) -> None:

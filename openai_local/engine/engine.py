@@ -235,7 +235,7 @@ def _open(
     take: Any = worker.take
     try:
         backend = open_backend(config, lambda: worker.stopping)
-        core = EngineCore(backend, config, take, bridge.deliver)
+        core = EngineCore(backend, config, take, bridge.deliver, _poster(worker_ref))
     except Exception as error:
         if not isinstance(error, (ModelLoadFailed, EngineStopped)):
             logger.exception("loading %s failed", config.model)
@@ -246,6 +246,11 @@ def _open(
     shared.core = core
     shared.ready.set_result(backend.info)
     return core
+
+
+def _poster(worker_ref: Callable[[], Worker[Message] | None]) -> Callable[[Message], object]:
+    """Posts to the worker as long as there is one."""
+    return lambda message: worker.post(message) if (worker := worker_ref()) else None
 
 
 def _stop(worker: Worker[Message]) -> None:

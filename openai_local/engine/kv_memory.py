@@ -6,25 +6,47 @@ Device cells, then RAM, then disk. Knows no requests. Engine thread only.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 
 import numpy as np
 
-from openai_local.engine.backend import Backend, Batch, Floats
+from openai_local.engine.backend import Backend, Batch, Floats, State
 from openai_local.engine.cells import CellLedger
+from openai_local.engine.config import EngineConfig
+from openai_local.engine.disk_cache import DiskCache, DiskEntry
 from openai_local.engine.host_cache import HostCache, HostEntry
+from openai_local.engine.machine import free_memory
+from openai_local.engine.memory import CACHE_RAM_SHARE
 from openai_local.engine.metrics import EngineMetrics
-from openai_local.engine.prefix_cache import Copy, Placement, PrefixCache, Save, Step
+from openai_local.engine.prefix_cache import (
+    MIN_SAVE_TOKENS,
+    Copy,
+    Owner,
+    Placement,
+    PrefixCache,
+    Save,
+    Step,
+)
 
 logger = logging.getLogger(__name__)
+
+# Of what an engine has to stop.
+CLOSE_TIMEOUT_S = 10.0
 
 
 class KvMemory:
     """The backend's memory with the host cache below it."""
 
-    def __init__(self, backend: Backend, host: HostCache | None) -> None:
+    def __init__(
+        self, backend: Backend, host: HostCache | None, disk: DiskCache | None = None
+    ) -> None:
+        """What ``host`` gives up is for it to hand to ``disk``."""
         self._backend = backend
         self._host = host
+        self._disk = disk
+        self._fetches: dict[DiskEntry, Future[State]] = {}
+        self._salts: dict[DiskEntry, str] = {}
         n_ctx = backend.info.n_ctx
         self.cells = CellLedger(backend.n_cells, backend.n_slots, shared=backend.unified)
         self.cache = PrefixCache(
@@ -90,6 +112,43 @@ class KvMemory:
             self._host.put(tokens, salt, state)
             self.n_saved += 1
 
+    def fetch(self, sequence: Owner, done: Callable[[], object]) -> bool:
+        """Have the disk read what it holds of a prompt, if that is much more than is here.
+
+        Whether it does; then ``done`` is called on any thread, and :meth:`keep_fetched` is to be
+        called after it.
+        """
+        if self._disk is None:
+            return False
+        tokens, salt = sequence.tokens, sequence.cache_salt
+        entry, n = self._disk.match(tokens, salt, whole=not self.can_cut)
+        if entry is None or n < self.cache.n_reusable(sequence) + MIN_SAVE_TOKENS:
+            return False
+        if entry not in self._fetches:
+            self._fetches[entry] = self._disk.fetch(entry)
+            self._salts[entry] = salt
+        self._fetches[entry].add_done_callback(lambda _: done())
+        return True
+
+    def keep_fetched(self) -> None:
+        """Take what the disk has read into RAM."""
+        for entry, future in list(self._fetches.items()):
+            if future.done():
+                del self._fetches[entry]
+                salt = self._salts.pop(entry)
+                if future.exception() is None and self._host is not None:
+                    tokens = np.frombuffer(entry.tokens, "<i4").tolist()
+                    self._host.put(tokens, salt, future.result(), from_disk=True)
+
+    def close(self) -> None:
+        """What is worth keeping goes to the disk, as far as the time allows."""
+        if self._disk is None or self._host is None:
+            return
+        self.do(self.cache.save_idle())
+        for entry in self._host.by_value():
+            self._disk.put(entry.tokens, entry.salt, entry.state)
+        self._disk.close(CLOSE_TIMEOUT_S)
+
     def evict(self, keep: int = -1) -> bool:
         """Empty the idle slot that is worth least; False if there is none."""
         plan = self.cache.evict(keep)
@@ -110,6 +169,8 @@ class KvMemory:
         if self._host is not None:
             metrics.ram_bytes = self._host.n_bytes
             metrics.ram_evictions_total = self._host.n_evicted
+        if self._disk is not None:
+            metrics.disk_bytes = self._disk.metrics().n_bytes
 
     def _load(self, slot: int, entry: HostEntry) -> None:
         assert self._host is not None, "an entry is of a host cache"
@@ -119,3 +180,23 @@ class KvMemory:
             self.cells.resize(slot, len(entry.tokens))
         else:
             logger.warning("a saved state of %d tokens cannot be read", len(entry.tokens))
+
+
+def open_memory(backend: Backend, config: EngineConfig) -> KvMemory:
+    """With the tiers that the settings ask for. Raises OSError."""
+    n_bytes = config.cache_ram
+    if n_bytes is None:
+        n_bytes = int(free_memory() * CACHE_RAM_SHARE)
+    if n_bytes == 0 or not backend.info.can_generate:
+        return KvMemory(backend, None)
+    logger.info("up to %.0f MiB of RAM for the states of earlier prompts", n_bytes / 2**20)
+    can_cut = backend.n_drop_max >= backend.info.n_ctx
+    if config.cache_dir is None:
+        return KvMemory(backend, HostCache(n_bytes, can_drop=can_cut))
+    disk = DiskCache(config.cache_dir, config.cache_disk, backend.fingerprint)
+    host = HostCache(
+        n_bytes,
+        can_drop=can_cut,
+        spill=lambda entry: disk.put(entry.tokens, entry.salt, entry.state),
+    )
+    return KvMemory(backend, host, disk)

@@ -98,7 +98,8 @@ class Scheduler:
 
     @property
     def idle(self) -> bool:
-        return not len(self._waiting) and not self._running
+        """Whether there is nothing to do now: what waits, waits for the disk."""
+        return not self._running and all(s.fetching for s in self._waiting)
 
     def sequences(self) -> list[Sequence]:
         return [*self._running, *self._waiting]
@@ -166,7 +167,9 @@ class Scheduler:
         return sum(s.n_to_compute for s in self._running if s.status is Status.PREFILL)
 
     def _is_deferred(self, sequence: Sequence) -> bool:
-        """Whether another sequence is just computing what this one would compute again."""
+        """Whether the disk or another sequence will soon have what this one would compute."""
+        if sequence.fetching:
+            return True
         if sequence.upcoming is None or not self._cache.is_pending(sequence.upcoming):
             sequence.upcoming = self._cache.upcoming(sequence)
         return sequence.upcoming is not None

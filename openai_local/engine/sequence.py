@@ -25,6 +25,7 @@ class Sequence:
         "admitted_s",
         "checkpoints",
         "detokenizer",
+        "fetching",
         "n_cached",
         "n_computed",
         "n_limit",
@@ -58,6 +59,7 @@ class Sequence:
         self.admitted_s: float | None = None  # to a slot, for the first time
         self.token_s: float | None = None  # when it got its last token
         self.checkpoints: set[int] = set()  # numbers of tokens at which its state is to be saved
+        self.fetching = False  # the disk reads a part of its prompt
         self.upcoming: Upcoming | None = None  # what it waits for before it takes a slot
 
     @property
