@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import TypeVar
 
-import anyio
 import anyio.to_thread
 
 from openai_local.chat_template import RenderedPrompt
 from openai_local.engine import Engine, Finished, Generation, GenerationRequest, TextDelta, Usage
+from openai_local.engine.bridge import Signal
 from openai_local.routes.errors import RequestError
 
 T = TypeVar("T")
@@ -85,6 +85,9 @@ class Choices:
     async def events(self) -> AsyncGenerator[tuple[int, TextDelta | Finished], None]:
         """What happens, with the index of the choice in which it does."""
         running = dict(enumerate(self._generations))
+        arrived = Signal()
+        for generation in self._generations:
+            generation.on_arrival(arrived)
         while running:
             for index in list(running):
                 for event in running[index].take():
@@ -93,9 +96,6 @@ class Choices:
                         del running[index]
                     yield index, event
             if running:
-                arrived = anyio.Event()
-                for generation in running.values():
-                    generation.on_arrival(arrived)
                 await arrived.wait()
 
     def usage(self) -> Usage:
