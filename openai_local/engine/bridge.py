@@ -131,6 +131,11 @@ class Generation:
             taken.append(self._pop())
         return taken
 
+    @property
+    def waiting(self) -> bool:
+        """Whether events are here that were not taken."""
+        return bool(self._events)
+
     def on_arrival(self, signal: Signal) -> None:
         """Set ``signal`` whenever events arrive, and now if some are here."""
         self._arrived = signal

@@ -95,7 +95,8 @@ class Choices:
                         self._usages[index] = event.usage
                         del running[index]
                     yield index, event
-            if running:
+            # An error is left alone by what came before it.
+            if running and not any(generation.waiting for generation in running.values()):
                 await arrived.wait()
 
     def usage(self) -> Usage:
