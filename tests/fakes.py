@@ -178,7 +178,7 @@ class FakeBackend:
         self.batches: list[Batch] = []
         self._next_token = next_token
         # A pool of cells makes it the unified layout.
-        self.unified = n_cells is not None
+        self.unified = self.shares_cells = n_cells is not None
         self.n_cells = n_ctx * n_slots if n_cells is None else n_cells
         self.n_drop_max = n_ctx if n_drop_max is None else n_drop_max
         self.fingerprint = "fake"

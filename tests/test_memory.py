@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from openai_local.engine.machine import free_memory, physical_cores
-from openai_local.engine.memory import ContextPlan, plan_context
+from openai_local.engine.memory import ContextPlan, KvCost, plan_context
 
 MIB = 1 << 20
 
@@ -16,7 +16,7 @@ def plan(
 ) -> ContextPlan:
     """A model of 8192 trained tokens at 10 KiB each."""
     return plan_context(
-        n_ctx_train=8192, bytes_per_token=10 << 10, budget_bytes=budget_mib * MIB,
+        n_ctx_train=8192, cost=KvCost(10 << 10), budget_bytes=budget_mib * MIB,
         n_ctx=n_ctx, n_parallel=n_parallel, unified=unified,
     )  # fmt: skip
 

@@ -48,12 +48,13 @@ class KvMemory:
         self._fetches: dict[DiskEntry, Future[State]] = {}
         self._salts: dict[DiskEntry, str] = {}
         n_ctx = backend.info.n_ctx
-        self.cells = CellLedger(backend.n_cells, backend.n_slots, shared=backend.unified)
+        self.cells = CellLedger(backend.n_cells, backend.n_slots, shared=backend.shares_cells)
         self.cache = PrefixCache(
             backend.n_slots,
             n_ctx,
             n_drop_max=backend.n_drop_max,
             unified=backend.unified,
+            shares_cells=backend.shares_cells,
             host=host,
         )
         self.n_saved = 0

@@ -132,12 +132,15 @@ class PrefixCache:
         *,
         n_drop_max: int | None = None,
         unified: bool = False,
+        shares_cells: bool = True,
         host: HostCache | None = None,
     ) -> None:
-        """``n_drop_max``: how many of a slot's last tokens can be dropped; None is all."""
+        """``n_drop_max``: how many of a slot's last tokens can be dropped; None is all.
+        ``shares_cells``: whether a copy takes none of its own from a pool."""
         self._n_ctx = n_ctx
         self._n_drop_max = n_ctx if n_drop_max is None else n_drop_max
         self._unified = unified
+        self._shares_cells = shares_cells
         self._host = host
         self._slots = [_Slot() for _ in range(n_slots)]
         self._clock = 0
@@ -202,6 +205,10 @@ class PrefixCache:
         entry, n_saved = self._host_match(sequence)
         if entry is not None and n_saved >= n_match + MIN_COPY_TOKENS:
             return max(len(entry.tokens), len(sequence.tokens)), -1
+        if not self._shares_cells and source >= 0:
+            held = self._slots[source]
+            if held.running or n_match < held.n_held // 2:
+                return max(held.n_held, len(sequence.tokens)), source
         return len(sequence.tokens) - n_match, source
 
     def acquire(self, sequence: Owner) -> Placement:

@@ -1,0 +1,326 @@
+"""The engine on models of each kind of memory, tiny ones with random weights.
+
+What it makes of many requests that share, fork, lose and regain what was computed is compared with
+one sequence at a time in a fresh context of llama.cpp.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import anyio
+import llama_cpp as lib
+import numpy as np
+import pytest
+from assets.tiny import FIRST_BYTE, N_VOCAB, TINY_MODELS, WINDOW
+
+from openai_local.engine import (
+    Engine,
+    EngineConfig,
+    Finished,
+    GenerationRequest,
+    PromptTooLong,
+    SamplingParams,
+    TextDelta,
+)
+from openai_local.engine.llama.library import prepare_process
+
+pytestmark = [pytest.mark.model, pytest.mark.anyio]
+
+GREEDY = SamplingParams(temperature=0, ignore_eos=True)
+N_CTX = 256
+STATEFUL = {"mamba", "jamba", "lfm2"}
+WINDOWED = {"gemma3", "lfm2"}
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    return "asyncio"  # what is tested here runs on the engine's thread
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    directory = tmp_path_factory.mktemp("tiny")
+
+    @cache
+    def make(name: str) -> Path:
+        path = directory / f"{name}.gguf"
+        TINY_MODELS[name](path)
+        return path
+
+    return make
+
+
+class Reference:
+    """llama.cpp by itself: a sequence in a fresh context, all of it in one decode."""
+
+    def __init__(self, path: Path) -> None:
+        prepare_process()
+        params = lib.llama_model_default_params()
+        self._model = lib.llama_model_load_from_file(os.fsencode(path), params)
+
+    def check(self, prompt: Sequence[int], text: str) -> None:
+        """Each token of ``text`` is the likeliest, but for ties: batches differ in the last bits.
+
+        With a token missing, or at another place, others are likelier by far.
+        """
+        tokens = [*prompt, *tokens_of(text)[1:]]
+        rows = self._rows(tokens)[len(prompt) - 1 : -1]
+        taken = rows[np.arange(len(text)), tokens[len(prompt) :]]
+        assert ((rows.max(axis=1) - taken) / rows.std(axis=1)).max() < 0.05
+
+    def _rows(self, tokens: Sequence[int]) -> np.ndarray[Any, Any]:
+        n = len(tokens)
+        params = lib.llama_context_default_params()
+        params.n_ctx, params.n_batch, params.n_threads, params.n_threads_batch = n, n, 1, 1
+        context = lib.llama_init_from_model(self._model, params)
+        batch = lib.llama_batch_init(n, 0, 1)
+        try:
+            for i, token in enumerate(tokens):
+                batch.token[i], batch.pos[i], batch.logits[i] = token, i, 1
+                batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
+            batch.n_tokens = n
+            assert lib.llama_decode(context, batch) == 0
+            return np.ctypeslib.as_array(lib.llama_get_logits(context), (n, N_VOCAB)).copy()
+        finally:
+            lib.llama_batch_free(batch)
+            lib.llama_free(context)
+
+    def close(self) -> None:
+        lib.llama_model_free(self._model)
+
+
+@pytest.fixture(scope="module", params=TINY_MODELS)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def reference(name: str, tiny: Callable[[str], Path]) -> Iterator[Reference]:
+    reference = Reference(tiny(name))
+    yield reference
+    reference.close()
+
+
+def tokens_of(text: str) -> list[int]:
+    return [1, *(FIRST_BYTE + byte for byte in text.encode())]
+
+
+async def read(engine: Engine, request: GenerationRequest) -> tuple[str, Finished]:
+    text = ""
+    async for event in engine.submit(request):
+        if isinstance(event, TextDelta):
+            text += event.text
+        else:
+            return text, event
+    raise AssertionError("a generation ends with Finished")
+
+
+async def ask(engine: Engine, prompt: Sequence[int], n: int = 24) -> tuple[str, int]:
+    text, end = await read(engine, GenerationRequest(prompt, n, GREEDY))
+    assert len(text) == end.usage.n_completion == n
+    return text, end.usage.n_cached
+
+
+def config(path: Path, **options: Any) -> EngineConfig:
+    defaults: dict[str, Any] = {"n_ctx": N_CTX, "n_parallel": 4, "n_threads": 1, "n_batch": 64}
+    return EngineConfig(path, **{**defaults, "n_ubatch": 32, **options})
+
+
+SYSTEM = "You are a helpful assistant, and you answer at length. " * 2
+QUESTIONS = ["Who are you?", "Where is it?", "Who was that man?", "And what of the sea, then?"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"kv_unified": True},
+        {"cache_ram": 0},
+        {"kv_unified": True, "cache_ram": 0},
+        {"n_parallel": 2, "n_ubatch": 512, "n_batch": 512},
+    ],
+    ids=str,
+)
+async def test_many_at_once_each_have_what_one_alone_has(
+    name: str, tiny: Callable[[str], Path], reference: Reference, options: dict[str, Any]
+) -> None:
+    prompts = [tokens_of(SYSTEM + question) for question in QUESTIONS]
+    prompts += [
+        tokens_of("Short."),
+        prompts[1],
+        tokens_of(SYSTEM[:60]),
+        tokens_of(SYSTEM * 2)[:220],
+    ]
+    texts: dict[int, str] = {}
+    async with Engine(config(tiny(name), **options)) as engine:
+        for _ in range(2):
+
+            async def one(i: int) -> None:
+                texts[i] = (await ask(engine, prompts[i]))[0]
+
+            async with anyio.create_task_group() as group:
+                for i in range(len(prompts)):
+                    group.start_soon(one, i)
+            for i, prompt in enumerate(prompts):
+                reference.check(prompt, texts[i])
+        metrics = engine.metrics()
+    assert metrics.requests_failed_total == 0
+    # Without RAM a state can be gone on from only where it ends.
+    assert metrics.prompt_tokens_reused_total > 0 or (name in STATEFUL and "cache_ram" in options)
+
+
+@pytest.mark.parametrize("unified", [False, True])
+async def test_a_conversation_goes_on_from_what_was_computed(
+    name: str, tiny: Callable[[str], Path], reference: Reference, unified: bool
+) -> None:
+    async with Engine(config(tiny(name), kv_unified=unified)) as engine:
+        prompt, n_computed = tokens_of(SYSTEM), 0
+        for turn in range(4):
+            text, n_cached = await ask(engine, prompt, 12)
+            reference.check(prompt, text)
+            assert n_cached == n_computed
+            n_computed = len(prompt) + len(text) - 1  # the last token is sampled, not computed
+            prompt = [*prompt, *tokens_of(text)[1:], *tokens_of(f" And {turn}?")[1:]]
+
+
+@pytest.mark.parametrize("unified", [False, True])
+async def test_what_was_lost_comes_back_from_ram(
+    name: str, tiny: Callable[[str], Path], reference: Reference, unified: bool
+) -> None:
+    options = {"n_parallel": 1, "kv_unified": unified}
+    async with Engine(config(tiny(name), **options)) as engine:
+        first = tokens_of(SYSTEM + QUESTIONS[0])
+        text, _ = await ask(engine, first, 12)
+        await ask(engine, tokens_of("Quite another thing. " * 8), 12)
+        again = [*first, *tokens_of(text)[1:], *tokens_of(" Go on.")[1:]]
+        text, n_cached = await ask(engine, again, 24)
+        reference.check(again, text)
+        assert n_cached == len(first) + 11
+        assert engine.metrics().prompt_tokens_reused_ram_total == n_cached
+
+
+async def test_the_same_prompt_again_and_again_is_reused(
+    name: str, tiny: Callable[[str], Path], reference: Reference
+) -> None:
+    async with Engine(config(tiny(name), n_parallel=2)) as engine:
+        prompt = tokens_of(SYSTEM)
+        cached = []
+        for _ in range(4):
+            text, n_cached = await ask(engine, prompt)
+            reference.check(prompt, text)
+            cached.append(n_cached)
+    assert cached[-1] == len(prompt) - 1
+
+
+@pytest.mark.parametrize("cache_ram", [0, None])
+async def test_a_pool_that_runs_out_changes_no_answer(
+    name: str, tiny: Callable[[str], Path], reference: Reference, cache_ram: int | None
+) -> None:
+    if name == "mamba":
+        pytest.skip("it has no cells to run out of")
+    options: dict[str, Any] = {"kv_unified": True, "cache_ram": cache_ram, "n_parallel": 4}
+    async with Engine(config(tiny(name), **options, kv_memory=pool_memory(name))) as engine:
+        n_cells = engine.metrics().cells_total
+        prompts = [tokens_of(f"{i}: {SYSTEM}{i}") for i in range(6)]
+        prompts += [tokens_of(SYSTEM + QUESTIONS[i]) for i in range(4)]
+        texts: dict[int, str] = {}
+
+        async def one(i: int) -> None:
+            texts[i] = (await ask(engine, prompts[i], 100))[0]
+
+        async with anyio.create_task_group() as group:
+            for i in range(len(prompts)):
+                group.start_soon(one, i)
+        for i, prompt in enumerate(prompts):
+            reference.check(prompt, texts[i])
+        metrics = engine.metrics()
+    assert n_cells == N_CTX
+    assert metrics.requests_failed_total == 0
+    assert metrics.evictions_total + metrics.preemptions_total > 0
+
+
+def pool_memory(name: str) -> int:
+    """Bytes for N_CTX cells and four sequences."""
+    per_token = {"llama": 512, "moe": 512, "gpt2": 512, "gemma3": 128, "jamba": 128, "lfm2": 1}
+    window = {"gemma3": 384, "lfm2": 512}.get(name, 0) * min(N_CTX, 4 * WINDOW + 32)
+    state = {"jamba": 19572, "lfm2": 1180}.get(name, 0) * 4
+    return N_CTX * per_token[name] + window + state
+
+
+async def test_a_prompt_may_be_as_long_as_the_context_but_for_one(
+    name: str, tiny: Callable[[str], Path], reference: Reference
+) -> None:
+    async with Engine(config(tiny(name), n_parallel=2)) as engine:
+        prompt = tokens_of(SYSTEM * 4)[: N_CTX - 1]
+        text, end = await read(engine, GenerationRequest(prompt, None, GREEDY))
+        reference.check(prompt, text)
+        assert (len(text), end.reason) == (1, "length")
+        with pytest.raises(PromptTooLong):
+            engine.submit(GenerationRequest([*prompt, 50], 1, GREEDY))
+        text, n_cached = await ask(engine, prompt[:-1], 2)
+        reference.check(prompt[:-1], text)
+
+
+async def test_a_context_shorter_than_the_window(
+    tiny: Callable[[str], Path],
+) -> None:
+    for name in WINDOWED:
+        reference = Reference(tiny(name))
+        async with Engine(config(tiny(name), n_ctx=24)) as engine:
+            prompt = tokens_of("The sea, the sea.")
+            for _ in range(2):
+                text, n_cached = await ask(engine, prompt, 5)
+                reference.check(prompt, text)
+        reference.close()
+
+
+async def test_embeddings_do_not_depend_on_what_else_is_embedded(
+    name: str, tiny: Callable[[str], Path]
+) -> None:
+    inputs = [tokens_of(SYSTEM), tokens_of("Short."), tokens_of(SYSTEM * 2)[:200]] * 2
+    async with Engine(config(tiny(name))) as engine:
+        together = await engine.embed(inputs)
+        alone = np.concatenate([await engine.embed([tokens]) for tokens in inputs[:3]])
+    assert np.abs(together[:3] - alone).max() < 1e-4
+    assert np.abs(together[:3] - together[3:]).max() < 1e-4
+    assert together[0] @ together[1] < 0.999
+
+
+async def test_forks_of_a_window_never_fill_it(tiny: Callable[[str], Path]) -> None:
+    # Cells of a window that two sequences share are not reused by llama.cpp while both hold them.
+    options: dict[str, Any] = {"n_ctx": 1024, "kv_unified": True, "n_ubatch": 64, "n_batch": 64}
+    for name in sorted(WINDOWED):
+        reference, prompt = Reference(tiny(name)), tokens_of(SYSTEM * 6)
+        async with Engine(config(tiny(name), **options)) as engine:
+            await ask(engine, prompt, 1)
+            texts: dict[int, str] = {}
+
+            async def one(i: int, engine: Engine = engine, prompt: list[int] = prompt) -> None:
+                texts[i], n_cached = await ask(engine, [*prompt, FIRST_BYTE + 65 + i], 100)
+                assert n_cached == len(prompt)
+
+            async with anyio.create_task_group() as group:
+                for i in range(4):
+                    group.start_soon(one, i)
+            metrics = engine.metrics()
+        for i, text in texts.items():
+            reference.check([*prompt, FIRST_BYTE + 65 + i], text)
+        reference.close()
+        assert metrics.evictions_total == metrics.preemptions_total == 0
+
+
+async def test_the_reference_tells_what_a_missing_token_changes(
+    name: str, tiny: Callable[[str], Path], reference: Reference
+) -> None:
+    async with Engine(config(tiny(name))) as engine:
+        prompt = tokens_of(SYSTEM)
+        text, _ = await ask(engine, prompt, 12)
+    reference.check(prompt, text)
+    for wrong in (prompt[:-3] + prompt[-2:], prompt[:-1]):
+        with pytest.raises(AssertionError):
+            reference.check(wrong, text)
