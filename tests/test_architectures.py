@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,11 @@ from openai_local.engine import (
     SamplingParams,
     TextDelta,
 )
+from openai_local.engine.backend import Batch
+from openai_local.engine.llama import LlamaBackend
+from openai_local.engine.llama.context import measure_cost
 from openai_local.engine.llama.library import prepare_process
+from openai_local.engine.memory import KvCost
 
 pytestmark = [pytest.mark.model, pytest.mark.anyio]
 
@@ -266,17 +271,15 @@ async def test_a_prompt_may_be_as_long_as_the_context_but_for_one(
         reference.check(prompt[:-1], text)
 
 
+@pytest.mark.parametrize("name", sorted(WINDOWED), indirect=True)
 async def test_a_context_shorter_than_the_window(
-    tiny: Callable[[str], Path],
+    name: str, tiny: Callable[[str], Path], reference: Reference
 ) -> None:
-    for name in WINDOWED:
-        reference = Reference(tiny(name))
-        async with Engine(config(tiny(name), n_ctx=24)) as engine:
-            prompt = tokens_of("The sea, the sea.")
-            for _ in range(2):
-                text, n_cached = await ask(engine, prompt, 5)
-                reference.check(prompt, text)
-        reference.close()
+    async with Engine(config(tiny(name), n_ctx=WINDOW - 8)) as engine:
+        prompt = tokens_of("The sea, the sea.")
+        for _ in range(2):
+            text, _ = await ask(engine, prompt, 5)
+            reference.check(prompt, text)
 
 
 async def test_embeddings_do_not_depend_on_what_else_is_embedded(
@@ -291,27 +294,27 @@ async def test_embeddings_do_not_depend_on_what_else_is_embedded(
     assert together[0] @ together[1] < 0.999
 
 
-async def test_forks_of_a_window_never_fill_it(tiny: Callable[[str], Path]) -> None:
+@pytest.mark.parametrize("name", sorted(WINDOWED), indirect=True)
+async def test_forks_of_a_window_never_fill_it(
+    name: str, tiny: Callable[[str], Path], reference: Reference
+) -> None:
     # Cells of a window that two sequences share are not reused by llama.cpp while both hold them.
     options: dict[str, Any] = {"n_ctx": 1024, "kv_unified": True, "n_ubatch": 64, "n_batch": 64}
-    for name in sorted(WINDOWED):
-        reference, prompt = Reference(tiny(name)), tokens_of(SYSTEM * 6)
-        async with Engine(config(tiny(name), **options)) as engine:
-            await ask(engine, prompt, 1)
-            texts: dict[int, str] = {}
+    prompt, texts = tokens_of(SYSTEM * 6), {}
+    async with Engine(config(tiny(name), **options)) as engine:
+        await ask(engine, prompt, 1)
 
-            async def one(i: int, engine: Engine = engine, prompt: list[int] = prompt) -> None:
-                texts[i], n_cached = await ask(engine, [*prompt, FIRST_BYTE + 65 + i], 100)
-                assert n_cached == len(prompt)
+        async def one(i: int) -> None:
+            texts[i], n_cached = await ask(engine, [*prompt, FIRST_BYTE + 65 + i], 100)
+            assert n_cached == len(prompt)
 
-            async with anyio.create_task_group() as group:
-                for i in range(4):
-                    group.start_soon(one, i)
-            metrics = engine.metrics()
-        for i, text in texts.items():
-            reference.check([*prompt, FIRST_BYTE + 65 + i], text)
-        reference.close()
-        assert metrics.evictions_total == metrics.preemptions_total == 0
+        async with anyio.create_task_group() as group:
+            for i in range(4):
+                group.start_soon(one, i)
+        metrics = engine.metrics()
+    for i, text in texts.items():
+        reference.check([*prompt, FIRST_BYTE + 65 + i], text)
+    assert metrics.evictions_total == metrics.preemptions_total == 0
 
 
 async def test_the_reference_tells_what_a_missing_token_changes(
@@ -324,3 +327,100 @@ async def test_the_reference_tells_what_a_missing_token_changes(
     for wrong in (prompt[:-3] + prompt[-2:], prompt[:-1]):
         with pytest.raises(AssertionError):
             reference.check(wrong, text)
+
+
+@pytest.mark.parametrize("unified", [False, True])
+async def test_a_state_that_does_not_fit_is_refused_and_the_slot_empty(
+    name: str, tiny: Callable[[str], Path], unified: bool
+) -> None:
+    other = LlamaBackend(config(tiny(name), n_parallel=3, kv_unified=not unified, n_ctx=64))
+    backend = LlamaBackend(config(tiny(name), n_parallel=2, kv_unified=unified))
+    random = np.random.default_rng(0)
+    try:
+        for one in (backend, other):
+            compute(one, 0, 40)
+        state = backend.save(0)
+        assert state is not None
+        bad = [state[: len(state) * i // 7].copy() for i in range(7)]
+        bad += [random.integers(0, 256, n, np.uint8) for n in (1, 100, len(state))]
+        if name != "mamba":
+            foreign = other.save(0)
+            assert foreign is not None
+            bad.append(foreign)  # of the other layout
+        for one in bad:
+            assert not backend.load(1, one)
+            assert not backend.truncate(1, 40)
+            compute(backend, 1, 3)
+            backend.truncate(1, 0)
+        assert backend.load(1, state) and backend.truncate(1, 40)
+        compute(backend, 1, 3, start=40)
+    finally:
+        backend.close()
+        other.close()
+
+
+@pytest.mark.parametrize("name", sorted(STATEFUL), indirect=True)
+async def test_a_memory_that_cannot_be_cut_is_emptied(
+    name: str, tiny: Callable[[str], Path]
+) -> None:
+    backend = LlamaBackend(config(tiny(name)))
+    try:
+        assert backend.n_drop_max == 0
+        compute(backend, 0, 40)
+        backend.copy(0, 1)
+        assert backend.truncate(0, 40) and not backend.truncate(0, 39)
+        compute(backend, 0, 3)
+        compute(backend, 1, 3, start=40)
+    finally:
+        backend.close()
+
+
+def compute(backend: LlamaBackend, slot: int, n: int, start: int = 0) -> None:
+    backend.decode(
+        Batch(
+            tokens=np.arange(n, dtype=np.int32) % 26 + FIRST_BYTE + 97,
+            positions=np.arange(start, start + n, dtype=np.int32),
+            slots=np.full(n, slot, np.int32),
+            outputs=np.zeros(n, np.int8),
+        )
+    )
+
+
+COSTS = {
+    "llama": KvCost(512, n_ubatch=32),
+    "gemma3": KvCost(128, 384, WINDOW, 32),
+    "mamba": KvCost(0, n_ubatch=32, state=2 * 4 * 128 * (16 + 3)),
+    "jamba": KvCost(128, n_ubatch=32, state=2 * 4 * 128 * (16 + 3)),
+    "lfm2": KvCost(0, 512, WINDOW, 32, state=2 * 4 * 64 * 2),
+}
+
+
+@pytest.mark.parametrize("name", COSTS, indirect=True)
+async def test_what_a_token_and_a_sequence_take_is_measured(
+    name: str, tiny: Callable[[str], Path]
+) -> None:
+    prepare_process()
+    model = lib.llama_model_load_from_file(
+        os.fsencode(tiny(name)), lib.llama_model_default_params()
+    )
+    try:
+        cost, expected = measure_cost(model, config(tiny(name)), (1, 1)), COSTS[name]
+    finally:
+        lib.llama_model_free(model)
+    assert cost is not None
+    # The state has a few bytes beside what a sequence takes, for each layer.
+    assert expected.state <= cost.state <= expected.state * 1.2
+    assert replace(cost, state=0) == replace(expected, state=0)
+
+
+async def test_windows_and_states_leave_room_for_more_sequences(
+    tiny: Callable[[str], Path],
+) -> None:
+    # 4096 tokens in each of 16 sequences: as many bytes as full attention takes for four.
+    options: dict[str, Any] = {"n_ctx": None, "n_parallel": None, "kv_memory": 4 * 4096 * 512}
+    n_parallel = {}
+    for name in ("llama", "gemma3", "mamba"):
+        async with Engine(config(tiny(name), **options)) as engine:
+            n_parallel[name] = engine.info.n_parallel
+            assert engine.info.n_ctx == 4096
+    assert n_parallel == {"llama": 4, "gemma3": 8, "mamba": 16}

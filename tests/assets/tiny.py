@@ -125,10 +125,17 @@ class Writer:
         self.gguf.close()
 
 
-def llama(path: Path, *, moe: bool = False) -> None:
-    """Attention alone, every token in every layer."""
+def llama(
+    path: Path,
+    *,
+    moe: bool = False,
+    n_ctx_train: int = N_CTX_TRAIN,
+    edit: Callable[[gguf.GGUFWriter], object] = lambda writer: None,
+) -> None:
+    """Attention alone, every token in every layer; ``edit`` may add metadata."""
     w = Writer(path, "llama", 2)
-    w.sizes(N_HEAD)
+    w.sizes(N_HEAD, n_ctx_train=n_ctx_train)
+    edit(w.gguf)
     w.gguf.add_rope_dimension_count(N_EMBD // N_HEAD)
     if moe:
         w.gguf.add_expert_count(N_EXPERT)
@@ -164,9 +171,9 @@ def gpt2(path: Path, *, n_ctx_train: int = 256) -> None:
     w.close()
 
 
-def gemma3(path: Path) -> None:
+def gemma3(path: Path, *, arch: str = "gemma3") -> None:
     """Three layers in four have a window of WINDOW tokens."""
-    w = Writer(path, "gemma3", 4)
+    w = Writer(path, arch, 4)
     w.sizes(1)
     w.gguf.add_key_length(N_EMBD // N_HEAD)
     w.gguf.add_value_length(N_EMBD // N_HEAD)

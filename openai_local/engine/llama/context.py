@@ -31,11 +31,11 @@ def is_stateful(model: Any) -> bool:
     return bool(lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model))
 
 
-def measure_cost(model: Any, config: EngineConfig, threads: tuple[int, int]) -> KvCost:
+def measure_cost(model: Any, config: EngineConfig, threads: tuple[int, int]) -> KvCost | None:
     """From the states of two short sequences in a small context: what layers keep, and which keep
     a window, is in no metadata that holds for all architectures.
 
-    Raises ModelLoadFailed.
+    None for a model that keeps nothing, and so cannot generate. Raises ModelLoadFailed.
     """
     params = _params(config, threads)
     params.n_ctx, params.n_seq_max, params.kv_unified = 256, 2, True
@@ -44,6 +44,9 @@ def measure_cost(model: Any, config: EngineConfig, threads: tuple[int, int]) -> 
     if not context:
         raise ModelLoadFailed(config.model, "llama.cpp cannot make a context for it; see its log")
     try:
+        memory = lib.llama_get_memory(context)
+        if not memory:
+            return None
         batch = Batch(
             tokens=np.zeros(3, np.int32),
             positions=np.array([0, 0, 1], np.int32),
@@ -52,7 +55,7 @@ def measure_cost(model: Any, config: EngineConfig, threads: tuple[int, int]) -> 
         )
         decode(context, CBatch(8).fill(batch))
         one, two = (lib.llama_state_seq_get_size(context, slot) for slot in (0, 1))
-        n_window, memory, window = lib.llama_model_n_swa(model), lib.llama_get_memory(context), 0
+        n_window, window = lib.llama_model_n_swa(model), 0
         if n_window > 0 and lib.llama_memory_can_shift(memory):
             # Move the second token so far that the first is behind its window, and is left out.
             lib.llama_memory_seq_add(memory, 1, 1, -1, n_window + 1)
@@ -69,34 +72,32 @@ def measure_cost(model: Any, config: EngineConfig, threads: tuple[int, int]) -> 
     )
 
 
-def plan_layout(
-    model: Any, config: EngineConfig, can_generate: bool, threads: tuple[int, int]
-) -> tuple[ContextPlan, KvCost]:
+def plan_layout(model: Any, config: EngineConfig, cost: KvCost | None) -> ContextPlan:
     """Sizes and layout that were asked for or fit, with the arithmetic in the log.
 
-    Raises ModelLoadFailed where they cannot be had.
+    ``cost`` is None for a model that cannot generate. Raises ModelLoadFailed where they cannot be
+    had.
     """
     n_ctx_train = lib.llama_model_n_ctx_train(model)
     n_ctx = config.n_ctx
-    if n_ctx_train <= 0 and (n_ctx is None or not can_generate):
+    if n_ctx_train <= 0 and (n_ctx is None or cost is None):
         reason = f"it claims a context of {n_ctx_train} tokens; set n_ctx"
         raise ModelLoadFailed(config.model, reason)
     if _learned_positions(model) and n_ctx is not None:
         n_ctx = min(n_ctx, n_ctx_train)  # they end where the training did
-    cost = measure_cost(model, config, threads) if can_generate else KvCost(0)
     budget = config.kv_memory or int(free_memory() * KV_SHARE)
     plan = plan_context(
         n_ctx_train=n_ctx_train,
-        cost=cost,
+        cost=cost or KvCost(0),
         budget_bytes=budget,
         n_ctx=n_ctx,
         n_parallel=config.n_parallel,
         unified=config.kv_unified,
     )
-    if can_generate:
+    if cost is not None:
         _check(plan, cost.total(plan), config)
         _log(plan, cost, budget, config)
-    return plan, cost
+    return plan
 
 
 def _learned_positions(model: Any) -> bool:

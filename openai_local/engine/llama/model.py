@@ -16,9 +16,9 @@ from openai_local.engine.config import EngineConfig
 from openai_local.engine.draw import Weights, make_draw
 from openai_local.engine.errors import EngineStopped, ModelLoadFailed
 from openai_local.engine.llama.batch import CBatch, decode, view
-from openai_local.engine.llama.context import is_stateful, new_context, plan_layout
+from openai_local.engine.llama.context import is_stateful, measure_cost, new_context, plan_layout
 from openai_local.engine.llama.embedding import LlamaEmbedding
-from openai_local.engine.llama.library import prepare_process
+from openai_local.engine.llama.library import prepare_process, take_errors
 from openai_local.engine.llama.metadata import (
     arch,
     chat_template,
@@ -109,14 +109,15 @@ class LlamaBackend:
         size = lib.llama_state_seq_get_size(self._context, slot)
         state = np.empty(size, np.uint8)
         n = lib.llama_state_seq_get_data(self._context, _bytes_at(state), size, slot)
-        return state if n == size else None
+        return state if 0 < n == size else None
 
     def load(self, slot: int, state: State) -> bool:
         # Copies between streams are done by the next decode: it would copy what is loaded now.
         if slot in self._copying:
             return False
         size = state.nbytes
-        if lib.llama_state_seq_set_data(self._context, _bytes_at(state), size, slot) == size:
+        n = lib.llama_state_seq_set_data(self._context, _bytes_at(state), size, slot)
+        if 0 < n == size:
             return True
         lib.llama_memory_seq_rm(self._memory, slot, -1, -1)
         return False
@@ -163,13 +164,16 @@ class LlamaBackend:
         with path.open("rb") as file:
             if file.read(4) != b"GGUF":
                 raise ModelLoadFailed(path, "it is not a GGUF file")
+        take_errors()
         go_on = lib.llama_progress_callback(lambda progress, _: not stopping())
         params.progress_callback = go_on
         model = lib.llama_model_load_from_file(os.fsencode(path), params)
         if not model and stopping():
             raise EngineStopped
         if not model:
-            raise ModelLoadFailed(path, "llama.cpp cannot load it; its log says why (DEBUG)")
+            # The first error is the reason, the others say where it led.
+            reason = next(iter(take_errors()), "llama.cpp cannot load it")
+            raise ModelLoadFailed(path, reason)
         if lib.llama_model_has_encoder(model) or lib.llama_model_is_diffusion(model):
             lib.llama_model_free(model)
             raise ModelLoadFailed(path, "encoder-decoder and diffusion models are not supported")
@@ -177,14 +181,16 @@ class LlamaBackend:
 
     def _open_context(self) -> None:
         model, config = self._model, self._config
-        can_generate = meta(model, f"{arch(model)}.attention.causal") != "false"
-        plan, cost = plan_layout(model, config, can_generate, self._threads())
+        causal = meta(model, f"{arch(model)}.attention.causal") != "false"
+        cost = measure_cost(model, config, self._threads()) if causal else None
+        plan = plan_layout(model, config, cost)
         n_ctx, n_parallel = plan.n_ctx, plan.n_parallel
-        self._n_swa = cost.n_window
         self.unified, self.n_slots, self.n_cells = plan.unified, n_parallel, 0
-        self.shares_cells = plan.unified and not self._n_swa
-        if can_generate:
+        self.shares_cells = plan.unified
+        if cost is not None:
+            self._n_swa = cost.n_window
             self._stateful = is_stateful(model)
+            self.shares_cells = plan.unified and not self._n_swa
             self._defers_copies = not plan.unified and cost.has_cells
             if self.shares_cells and not self._stateful:
                 # Names of sequences cost nothing here, and idle ones keep what they computed.
@@ -209,14 +215,14 @@ class LlamaBackend:
             n_ctx_train=lib.llama_model_n_ctx_train(model),
             n_ctx=n_ctx,
             n_parallel=n_parallel,
-            can_generate=can_generate,
+            can_generate=cost is not None,
             chat_template=chat_template(model),
             bos_token=self.vocabulary.bos_text,
             eos_token=self.vocabulary.eos_text,
             sampling_defaults=sampling_defaults(model),
         )
         logger.info("%s: %s", config.model.name, self.info.description)
-        if can_generate:
+        if cost is not None:
             self._warm_up()
 
     def _most_to_drop(self, n_ctx: int) -> int:
