@@ -17,7 +17,8 @@ import anyio
 import llama_cpp as lib
 import numpy as np
 import pytest
-from assets.tiny import FIRST_BYTE, N_VOCAB, TINY_MODELS, WINDOW
+from assets.tiny import FIRST_BYTE, TINY_MODELS, WINDOW
+from reference import Reference
 
 from openai_local.engine import (
     Engine,
@@ -60,45 +61,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return make
 
 
-class Reference:
-    """llama.cpp by itself: a sequence in a fresh context, all of it in one decode."""
-
-    def __init__(self, path: Path) -> None:
-        prepare_process()
-        params = lib.llama_model_default_params()
-        self._model = lib.llama_model_load_from_file(os.fsencode(path), params)
-
-    def check(self, prompt: Sequence[int], text: str) -> None:
-        """Each token of ``text`` is the likeliest, but for ties: batches differ in the last bits.
-
-        With a token missing, or at another place, others are likelier by far.
-        """
-        tokens = [*prompt, *tokens_of(text)[1:]]
-        rows = self._rows(tokens)[len(prompt) - 1 : -1]
-        taken = rows[np.arange(len(text)), tokens[len(prompt) :]]
-        assert ((rows.max(axis=1) - taken) / rows.std(axis=1)).max() < 0.05
-
-    def _rows(self, tokens: Sequence[int]) -> np.ndarray[Any, Any]:
-        n = len(tokens)
-        params = lib.llama_context_default_params()
-        params.n_ctx, params.n_batch, params.n_threads, params.n_threads_batch = n, n, 1, 1
-        context = lib.llama_init_from_model(self._model, params)
-        batch = lib.llama_batch_init(n, 0, 1)
-        try:
-            for i, token in enumerate(tokens):
-                batch.token[i], batch.pos[i], batch.logits[i] = token, i, 1
-                batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
-            batch.n_tokens = n
-            assert lib.llama_decode(context, batch) == 0
-            return np.ctypeslib.as_array(lib.llama_get_logits(context), (n, N_VOCAB)).copy()
-        finally:
-            lib.llama_batch_free(batch)
-            lib.llama_free(context)
-
-    def close(self) -> None:
-        lib.llama_model_free(self._model)
-
-
 @pytest.fixture(scope="module", params=TINY_MODELS)
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
@@ -111,8 +73,12 @@ def reference(name: str, tiny: Callable[[str], Path]) -> Iterator[Reference]:
     reference.close()
 
 
+def bytes_of(text: str) -> list[int]:
+    return [FIRST_BYTE + byte for byte in text.encode()]
+
+
 def tokens_of(text: str) -> list[int]:
-    return [1, *(FIRST_BYTE + byte for byte in text.encode())]
+    return [1, *bytes_of(text)]
 
 
 async def read(engine: Engine, request: GenerationRequest) -> tuple[str, Finished]:
@@ -172,7 +138,7 @@ async def test_many_at_once_each_have_what_one_alone_has(
                 for i in range(len(prompts)):
                     group.start_soon(one, i)
             for i, prompt in enumerate(prompts):
-                reference.check(prompt, texts[i])
+                reference.check(prompt, bytes_of(texts[i]))
         metrics = engine.metrics()
     assert metrics.requests_failed_total == 0
     # Without RAM a state can be gone on from only where it ends.
@@ -187,10 +153,10 @@ async def test_a_conversation_goes_on_from_what_was_computed(
         prompt, n_computed = tokens_of(SYSTEM), 0
         for turn in range(4):
             text, n_cached = await ask(engine, prompt, 12)
-            reference.check(prompt, text)
+            reference.check(prompt, bytes_of(text))
             assert n_cached == n_computed
             n_computed = len(prompt) + len(text) - 1  # the last token is sampled, not computed
-            prompt = [*prompt, *tokens_of(text)[1:], *tokens_of(f" And {turn}?")[1:]]
+            prompt = [*prompt, *bytes_of(text), *bytes_of(f" And {turn}?")]
 
 
 @pytest.mark.parametrize("unified", [False, True])
@@ -202,9 +168,9 @@ async def test_what_was_lost_comes_back_from_ram(
         first = tokens_of(SYSTEM + QUESTIONS[0])
         text, _ = await ask(engine, first, 12)
         await ask(engine, tokens_of("Quite another thing. " * 8), 12)
-        again = [*first, *tokens_of(text)[1:], *tokens_of(" Go on.")[1:]]
+        again = [*first, *bytes_of(text), *bytes_of(" Go on.")]
         text, n_cached = await ask(engine, again, 24)
-        reference.check(again, text)
+        reference.check(again, bytes_of(text))
         assert n_cached == len(first) + 11
         assert engine.metrics().prompt_tokens_reused_ram_total == n_cached
 
@@ -217,7 +183,7 @@ async def test_the_same_prompt_again_and_again_is_reused(
         cached = []
         for _ in range(4):
             text, n_cached = await ask(engine, prompt)
-            reference.check(prompt, text)
+            reference.check(prompt, bytes_of(text))
             cached.append(n_cached)
     assert cached[-1] == len(prompt) - 1
 
@@ -242,7 +208,7 @@ async def test_a_pool_that_runs_out_changes_no_answer(
             for i in range(len(prompts)):
                 group.start_soon(one, i)
         for i, prompt in enumerate(prompts):
-            reference.check(prompt, texts[i])
+            reference.check(prompt, bytes_of(texts[i]))
         metrics = engine.metrics()
     assert n_cells == N_CTX
     assert metrics.requests_failed_total == 0
@@ -263,12 +229,12 @@ async def test_a_prompt_may_be_as_long_as_the_context_but_for_one(
     async with Engine(config(tiny(name), n_parallel=2)) as engine:
         prompt = tokens_of(SYSTEM * 4)[: N_CTX - 1]
         text, end = await read(engine, GenerationRequest(prompt, None, GREEDY))
-        reference.check(prompt, text)
+        reference.check(prompt, bytes_of(text))
         assert (len(text), end.reason) == (1, "length")
         with pytest.raises(PromptTooLong):
             engine.submit(GenerationRequest([*prompt, 50], 1, GREEDY))
         text, n_cached = await ask(engine, prompt[:-1], 2)
-        reference.check(prompt[:-1], text)
+        reference.check(prompt[:-1], bytes_of(text))
 
 
 @pytest.mark.parametrize("name", sorted(WINDOWED), indirect=True)
@@ -279,7 +245,7 @@ async def test_a_context_shorter_than_the_window(
         prompt = tokens_of("The sea, the sea.")
         for _ in range(2):
             text, _ = await ask(engine, prompt, 5)
-            reference.check(prompt, text)
+            reference.check(prompt, bytes_of(text))
 
 
 async def test_embeddings_do_not_depend_on_what_else_is_embedded(
@@ -313,7 +279,7 @@ async def test_forks_of_a_window_never_fill_it(
                 group.start_soon(one, i)
         metrics = engine.metrics()
     for i, text in texts.items():
-        reference.check([*prompt, FIRST_BYTE + 65 + i], text)
+        reference.check([*prompt, FIRST_BYTE + 65 + i], bytes_of(text))
     assert metrics.evictions_total == metrics.preemptions_total == 0
 
 
@@ -323,10 +289,10 @@ async def test_the_reference_tells_what_a_missing_token_changes(
     async with Engine(config(tiny(name))) as engine:
         prompt = tokens_of(SYSTEM)
         text, _ = await ask(engine, prompt, 12)
-    reference.check(prompt, text)
+    reference.check(prompt, bytes_of(text))
     for wrong in (prompt[:-3] + prompt[-2:], prompt[:-1]):
         with pytest.raises(AssertionError):
-            reference.check(wrong, text)
+            reference.check(wrong, bytes_of(text))
 
 
 @pytest.mark.parametrize("unified", [False, True])

@@ -136,7 +136,7 @@ class PrefixCache:
         host: HostCache | None = None,
     ) -> None:
         """``n_drop_max``: how many of a slot's last tokens can be dropped; None is all.
-        ``shares_cells``: whether a copy takes none of its own from a pool."""
+        ``shares_cells``: whether a copy in a pool takes none of its own."""
         self._n_ctx = n_ctx
         self._n_drop_max = n_ctx if n_drop_max is None else n_drop_max
         self._unified = unified
@@ -205,10 +205,8 @@ class PrefixCache:
         entry, n_saved = self._host_match(sequence)
         if entry is not None and n_saved >= n_match + MIN_COPY_TOKENS:
             return max(len(entry.tokens), len(sequence.tokens)), -1
-        if not self._shares_cells and source >= 0:
-            held = self._slots[source]
-            if held.running or n_match < held.n_held // 2:
-                return max(held.n_held, len(sequence.tokens)), source
+        if not self._shares_cells and source >= 0 and self._slots[source].running:
+            return len(sequence.tokens), source
         return len(sequence.tokens) - n_match, source
 
     def acquire(self, sequence: Owner) -> Placement:
@@ -290,7 +288,9 @@ class PrefixCache:
     def _usable(self, slot: int, sequence: Owner) -> int:
         held = self._slots[slot]
         n = held.common(sequence.tokens, sequence.cache_salt, len(sequence.tokens) - 1)
-        return n if held.n_held - n <= self._n_drop_max else 0
+        # Cells of its own come to a copy by way of a state, which is used whole.
+        by_state = self._unified and not self._shares_cells and held.running
+        return n if held.n_held - n <= (0 if by_state else self._n_drop_max) else 0
 
     def _host_match(self, sequence: Owner) -> tuple[HostEntry | None, int]:
         if self._host is None:
@@ -302,7 +302,8 @@ class PrefixCache:
         idle = self._idle()
         if not self._unified:
             return idle[0]
-        if source in idle and n_match >= len(self._slots[source].tokens) // 2:
+        most_is_of_use = n_match >= len(self._slots[source].tokens) // 2
+        if source in idle and (most_is_of_use or not self._shares_cells):
             return source
         others = [i for i in idle if i != source] or idle
         return min(others, key=lambda i: self._value(self._slots[i]))
