@@ -70,6 +70,11 @@ class KvMemory:
         """Whether any part of a slot can be dropped."""
         return self._backend.n_drop_max >= self._backend.info.n_ctx
 
+    @property
+    def can_drop_last(self) -> bool:
+        """Whether a slot's last token can be dropped."""
+        return self._backend.n_drop_max > 0
+
     def decode(self, batch: Batch) -> Floats:
         """Raises DecodeFailed."""
         rows = self._backend.decode(batch)
