@@ -22,6 +22,11 @@ from openai_local.engine.prefix import common_prefix
 # Moving less than this takes as long as computing it again.
 MIN_COPY_TOKENS = 32
 MIN_SAVE_TOKENS = 64
+# Where slots cannot be cut back, so many new tokens of a prompt are saved for the next turn, which
+# seldom begins with the answer as it was generated (thoughts are left out), nor always with the
+# last tokens of the prompt, which only open the answer.
+MIN_TURN_TOKENS = 256
+N_OPENING_TOKENS = 8
 # What no other slot or state begins with must be so much of a state for it to be saved.
 MIN_SAVE_SHARE = 1 / 8
 # A copy moves a slot's whole buffer, a save what it holds: on a CPU both take 0.1 ms a MiB.
@@ -318,6 +323,8 @@ class PrefixCache:
         n = max(n, min(host.common(tokens, salt), len(tokens) - 1))
         if n >= n_reused + MIN_SAVE_TOKENS:
             sequence.checkpoints.add(n)
+        if len(tokens) >= n_reused + MIN_TURN_TOKENS:
+            sequence.checkpoints.add(len(tokens) - N_OPENING_TOKENS)
 
     def _occupy(self, target: int, owner: Owner) -> None:
         slot = self._slots[target]
