@@ -217,10 +217,10 @@ async def test_a_pool_that_runs_out_changes_no_answer(
 
 def pool_memory(name: str) -> int:
     """Bytes for N_CTX cells and four sequences."""
-    per_token = {"llama": 512, "moe": 512, "gpt2": 512, "gemma3": 128, "jamba": 128, "lfm2": 1}
+    per_token = {"qwen2vl": 524, "gemma3": 128, "jamba": 128, "lfm2": 1}.get(name, 512)
     window = {"gemma3": 384, "lfm2": 512}.get(name, 0) * min(N_CTX, 4 * WINDOW + 32)
     state = {"jamba": 19572, "lfm2": 1180}.get(name, 0) * 4
-    return N_CTX * per_token[name] + window + state
+    return N_CTX * per_token + window + state
 
 
 async def test_a_prompt_may_be_as_long_as_the_context_but_for_one(

@@ -128,12 +128,13 @@ class Writer:
 def llama(
     path: Path,
     *,
+    arch: str = "llama",
     moe: bool = False,
     n_ctx_train: int = N_CTX_TRAIN,
     edit: Callable[[gguf.GGUFWriter], object] = lambda writer: None,
 ) -> None:
     """Attention alone, every token in every layer; ``edit`` may add metadata."""
-    w = Writer(path, "llama", 2)
+    w = Writer(path, arch, 2)
     w.sizes(N_HEAD, n_ctx_train=n_ctx_train)
     edit(w.gguf)
     w.gguf.add_rope_dimension_count(N_EMBD // N_HEAD)
@@ -149,6 +150,11 @@ def llama(
         else:
             w.feed_forward(i)
     w.close()
+
+
+def qwen2vl(path: Path) -> None:
+    """Positions of several dimensions, which llama.cpp cannot shift."""
+    llama(path, arch="qwen2vl", edit=lambda w: w.add_rope_dimension_sections([4, 6, 6, 0]))
 
 
 def gpt2(path: Path, *, n_ctx_train: int = 256) -> None:
@@ -249,6 +255,7 @@ def lfm2(path: Path) -> None:
 TINY_MODELS: dict[str, Callable[[Path], None]] = {
     "llama": llama,
     "moe": lambda path: llama(path, moe=True),
+    "qwen2vl": qwen2vl,
     "gpt2": gpt2,
     "gemma3": gemma3,
     "mamba": mamba,
