@@ -300,7 +300,7 @@ def test_every_step_gives_each_running_sequence_one_token_while_prompts_are_comp
 @pytest.mark.parametrize("n_batch", [4, 15])
 def test_no_batch_is_larger_than_the_backend_takes_however_small_that_is(n_batch: int) -> None:
     driver = Driver(FakeBackend(n_slots=2, n_batch=n_batch))
-    sinks = [driver.submit(list(range(i, i + 30))) for i in range(3)]
+    sinks = [driver.submit(list(range(i, i + 16))) for i in range(3)]
     driver.run()
     assert [sink.text for sink in sinks] == [expected(sink.request, 256) for sink in sinks]
 
