@@ -219,7 +219,7 @@ def pool_memory(name: str) -> int:
     """Bytes for N_CTX cells and four sequences."""
     per_token = {"qwen2vl": 524, "gemma3": 128, "jamba": 128, "lfm2": 1}.get(name, 512)
     window = {"gemma3": 384, "lfm2": 512}.get(name, 0) * min(N_CTX, 4 * WINDOW + 32)
-    state = {"jamba": 19572, "lfm2": 1180}.get(name, 0) * 4
+    state = {"jamba": 19600, "lfm2": 1200}.get(name, 0) * 4
     return N_CTX * per_token + window + state
 
 

@@ -32,7 +32,7 @@ class KvCost:
 
     ``token`` is of a token in the layers that keep all of them, ``window_token`` in those that keep
     ``n_window``, with ``n_ubatch`` more for what is being computed; ``state`` is of a sequence in
-    recurrent layers, however long it is.
+    recurrent layers, however long it is, and 0 where there are none.
     """
 
     token: float
@@ -45,6 +45,11 @@ class KvCost:
     def has_cells(self) -> bool:
         """Whether longer sequences take more."""
         return self.token + self.window_token > 0
+
+    @property
+    def stateful(self) -> bool:
+        """Whether something is of all tokens of a sequence at once."""
+        return self.state > 0
 
     def streams(self, n_ctx: int, n_parallel: int) -> float:
         n_kept = min(n_ctx, self.n_window + self.n_ubatch)

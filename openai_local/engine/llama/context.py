@@ -26,11 +26,6 @@ _CACHE_TYPES = {
 _CELL_BYTES = 12
 
 
-def is_stateful(model: Any) -> bool:
-    """Whether a part of the memory is one state for all tokens of a sequence."""
-    return bool(lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model))
-
-
 def measure_cost(model: Any, config: EngineConfig, threads: tuple[int, int]) -> KvCost | None:
     """From the states of two short sequences in a small context: what layers keep, and which keep
     a window, is in no metadata that holds for all architectures.
@@ -38,7 +33,7 @@ def measure_cost(model: Any, config: EngineConfig, threads: tuple[int, int]) -> 
     None for a model that keeps nothing, and so cannot generate. Raises ModelLoadFailed.
     """
     params = _params(config, threads)
-    params.n_ctx, params.n_seq_max, params.kv_unified = 256, 2, True
+    params.n_ctx, params.n_seq_max, params.kv_unified = 512, 2, False
     params.n_batch = params.n_ubatch = 8
     context = lib.llama_init_from_model(model, params)
     if not context:
@@ -55,6 +50,8 @@ def measure_cost(model: Any, config: EngineConfig, threads: tuple[int, int]) -> 
         )
         decode(context, CBatch(8).fill(batch))
         one, two = (lib.llama_state_seq_get_size(context, slot) for slot in (0, 1))
+        # Where there is one state for all tokens, only the last one's is there.
+        stateful = lib.llama_memory_seq_pos_min(memory, 1) == 1
         n_window, window = lib.llama_model_n_swa(model), 0
         if n_window > 0 and lib.llama_memory_can_shift(memory):
             # Move the second token so far that the first is behind its window, and is left out.
@@ -68,7 +65,7 @@ def measure_cost(model: Any, config: EngineConfig, threads: tuple[int, int]) -> 
         window_token=max(0, window - _CELL_BYTES),
         n_window=max(0, n_window),
         n_ubatch=config.n_ubatch,
-        state=2 * one - two if is_stateful(model) else 0,
+        state=2 * one - two if stateful else 0,
     )
 
 
@@ -83,8 +80,9 @@ def plan_layout(model: Any, config: EngineConfig, cost: KvCost | None) -> Contex
     if n_ctx_train <= 0 and (n_ctx is None or cost is None):
         reason = f"it claims a context of {n_ctx_train} tokens; set n_ctx"
         raise ModelLoadFailed(config.model, reason)
-    if _learned_positions(model) and n_ctx is not None:
-        n_ctx = min(n_ctx, n_ctx_train)  # they end where the training did
+    no_rope = lib.llama_model_rope_type(model) == lib.LLAMA_ROPE_TYPE_NONE
+    if no_rope and not (cost and cost.stateful) and n_ctx is not None:
+        n_ctx = min(n_ctx, n_ctx_train)  # learned positions end where the training did
     budget = config.kv_memory or int(free_memory() * KV_SHARE)
     plan = plan_context(
         n_ctx_train=n_ctx_train,
@@ -98,11 +96,6 @@ def plan_layout(model: Any, config: EngineConfig, cost: KvCost | None) -> Contex
         _check(plan, cost.total(plan), config)
         _log(plan, cost, budget, config)
     return plan
-
-
-def _learned_positions(model: Any) -> bool:
-    no_rope = lib.llama_model_rope_type(model) == lib.LLAMA_ROPE_TYPE_NONE
-    return bool(no_rope) and not is_stateful(model)
 
 
 def _check(plan: ContextPlan, n_bytes: float, config: EngineConfig) -> None:

@@ -12,7 +12,6 @@ from openai_local.engine.backend import Batch, Floats
 from openai_local.engine.config import EngineConfig
 from openai_local.engine.errors import Unsupported
 from openai_local.engine.llama.batch import CBatch, decode, view
-from openai_local.engine.llama.context import is_stateful
 from openai_local.engine.llama.metadata import (
     arch,
     meta,
@@ -29,7 +28,8 @@ class LlamaEmbedding:
     ) -> None:
         self.whole_inputs = not info.can_generate
         # A recurrent model takes memory for the state of each.
-        self.n_seq = 4 if is_stateful(model) else 64
+        stateful = lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model)
+        self.n_seq = 4 if stateful else 64
         declared = meta(model, f"{arch(model)}.pooling_type")
         pooling = int(declared) if declared else lib.LLAMA_POOLING_TYPE_MEAN
         if pooling == lib.LLAMA_POOLING_TYPE_NONE:

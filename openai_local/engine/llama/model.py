@@ -16,7 +16,7 @@ from openai_local.engine.config import EngineConfig
 from openai_local.engine.draw import Weights, make_draw
 from openai_local.engine.errors import EngineStopped, ModelLoadFailed
 from openai_local.engine.llama.batch import CBatch, decode, view
-from openai_local.engine.llama.context import is_stateful, measure_cost, new_context, plan_layout
+from openai_local.engine.llama.context import measure_cost, new_context, plan_layout
 from openai_local.engine.llama.embedding import LlamaEmbedding
 from openai_local.engine.llama.library import prepare_process, take_errors
 from openai_local.engine.llama.metadata import (
@@ -189,7 +189,7 @@ class LlamaBackend:
         self.shares_cells = plan.unified
         if cost is not None:
             self._n_swa = cost.n_window
-            self._stateful = is_stateful(model)
+            self._stateful = cost.stateful
             self.shares_cells = plan.unified and not self._n_swa
             self._defers_copies = not plan.unified and cost.has_cells
             if self.shares_cells and not self._stateful:
