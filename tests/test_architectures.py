@@ -325,6 +325,28 @@ async def test_a_state_that_does_not_fit_is_refused_and_the_slot_empty(
         other.close()
 
 
+async def test_a_state_is_of_use_to_contexts_of_the_same_fingerprint(
+    name: str, tiny: Callable[[str], Path]
+) -> None:
+    variants: list[dict[str, Any]] = [{}, {"n_ctx": 128}, {"n_parallel": 3}, {"kv_unified": True}]
+    variants += [{"kv_unified": True, "n_parallel": 3}, {"cache_type_k": "q8_0"}]
+    backends = [LlamaBackend(config(tiny(name), **variant)) for variant in variants]
+    try:
+        for source in backends:
+            compute(source, 0, 40)
+            state = source.save(0)
+            assert state is not None
+            for target in backends:
+                if target.fingerprint == source.fingerprint:
+                    assert target.load(1, state) and target.truncate(1, 40)
+        assert len({backend.fingerprint for backend in backends}) < len(backends)
+        if name != "mamba":
+            assert len({backend.fingerprint for backend in backends}) > 2
+    finally:
+        for backend in backends:
+            backend.close()
+
+
 @pytest.mark.parametrize("name", sorted(STATEFUL), indirect=True)
 async def test_a_memory_that_cannot_be_cut_is_emptied(
     name: str, tiny: Callable[[str], Path]

@@ -68,7 +68,8 @@ class LlamaBackend:
             self._config.cache_type_k,
             self._config.cache_type_v,
             self._config.flash_attn,
-            self.unified,
+            # A state of the streams layout tells how many there are.
+            1 if self.unified else self.n_slots,
             lib.__version__,
         )
         return f"{file_digest(self._config.model)} {context}"
@@ -231,7 +232,7 @@ class LlamaBackend:
         if not 0 < self._n_swa < n_ctx:
             return n_ctx
         # What a window has left behind may be gone a batch later.
-        return min(self._config.n_ubatch, n_ctx - 1)
+        return min(self._config.n_ubatch, self.n_batch, n_ctx - 1)
 
     def _threads(self) -> tuple[int, int]:
         n = self._config.n_threads or physical_cores()
