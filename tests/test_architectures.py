@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import anyio
@@ -102,6 +103,7 @@ def config(path: Path, **options: Any) -> EngineConfig:
     return EngineConfig(path, **{**defaults, "n_ubatch": 32, **options})
 
 
+LETTERS = "abcdefghijklmnopqrstuvwxyz    "
 SYSTEM = "You are a helpful assistant, and you answer at length. " * 2
 QUESTIONS = ["Who are you?", "Where is it?", "Who was that man?", "And what of the sea, then?"]
 
@@ -213,6 +215,44 @@ async def test_a_pool_that_runs_out_changes_no_answer(
     assert n_cells == N_CTX
     assert metrics.requests_failed_total == 0
     assert metrics.evictions_total + metrics.preemptions_total > 0
+
+
+@pytest.mark.parametrize("short_of_memory", [False, True])
+async def test_a_crowd_that_comes_and_goes_leaves_everybody_the_right_answer(
+    name: str, tiny: Callable[[str], Path], reference: Reference, short_of_memory: bool
+) -> None:
+    options: dict[str, Any] = {"cache_ram": 200_000}
+    if short_of_memory and name != "mamba":
+        options |= {"kv_unified": True, "kv_memory": pool_memory(name)}
+    random = Random(name)
+    trunks = [tokens_of("".join(random.choices(LETTERS, k=220))) for _ in range(3)]
+    done: list[tuple[list[int], str]] = []
+
+    async def one(engine: Engine) -> None:
+        await anyio.sleep(random.random() / 4)
+        prompt = random.choice(trunks)[: random.randrange(1, 220)]
+        if done and random.random() < 0.5:
+            before, answer = random.choice(done)
+            prompt = [*before, *bytes_of(answer)]
+        prompt = [*prompt, *bytes_of("".join(random.choices(LETTERS, k=9)))][: N_CTX - 10]
+        n, stays, text = random.randrange(1, 60), random.random() < 0.8, ""
+        request = GenerationRequest(prompt, n, GREEDY, cache_salt=random.choice(["", "", "other"]))
+        async with engine.submit(request) as generation:
+            async for event in generation:
+                text += event.text if isinstance(event, TextDelta) else ""
+                if not stays and text:
+                    break
+        done.append((prompt, text))
+
+    async with Engine(config(tiny(name), **options)) as engine:
+        async with anyio.create_task_group() as group:
+            for _ in range(40):
+                group.start_soon(one, engine)
+        metrics = engine.metrics()
+    for prompt, text in done:
+        reference.check(prompt, bytes_of(text))
+    assert len(done) == 40 and metrics.requests_failed_total == 0
+    assert metrics.prompt_tokens_reused_total > 0
 
 
 def pool_memory(name: str) -> int:
