@@ -179,6 +179,10 @@ class FakeBackend:
         self._next_token = next_token
         # A pool of cells makes it the unified layout.
         self.unified = n_cells is not None
+        self._windowed = bool(n_drop_max)
+        self.shares_cells = self.unified and not self._windowed
+        # A state of a window has no more than the last tokens look back to.
+        self._n_whole = [0] * n_slots
         self.n_cells = n_ctx * n_slots if n_cells is None else n_cells
         self.n_drop_max = n_ctx if n_drop_max is None else n_drop_max
         self.fingerprint = "fake"
@@ -236,7 +240,12 @@ class FakeBackend:
 
     def copy(self, source: int, target: int) -> None:
         assert source != target
+        if self.unified and self._windowed:
+            self.truncate(target, 0)
+            self.load(target, self.save(source))
+            return
         self.slots[target] = list(self.slots[source])
+        self._n_whole[target] = self._n_whole[source]
         if self.unified:
             self._cells[target] = list(self._cells[source])
         else:
@@ -246,7 +255,10 @@ class FakeBackend:
     def truncate(self, slot: int, n_keep: int) -> bool:
         held = self.slots[slot]
         n_dropped = len(held) - n_keep
-        kept = n_keep == 0 or 0 <= n_dropped <= self.n_drop_max
+        kept = 0 <= n_dropped <= self.n_drop_max and n_keep >= self._n_whole[slot]
+        kept = kept or n_keep == 0
+        if not kept or n_keep == 0:
+            self._n_whole[slot] = 0
         self.slots[slot] = held[:n_keep] if kept else []
         self._cells[slot] = self._cells[slot][:n_keep] if kept else []
         return kept
@@ -265,6 +277,7 @@ class FakeBackend:
             return False
         for token in tokens:
             self._append(slot, token)
+        self._n_whole[slot] = len(tokens) if self._windowed else 0
         return True
 
     def draw(self, sampling: SamplingParams, seed: int) -> FakeDraw:

@@ -297,6 +297,14 @@ def test_every_step_gives_each_running_sequence_one_token_while_prompts_are_comp
     assert long.text == expected(long.request, 4096)
 
 
+@pytest.mark.parametrize("n_batch", [4, 15])
+def test_no_batch_is_larger_than_the_backend_takes_however_small_that_is(n_batch: int) -> None:
+    driver = Driver(FakeBackend(n_slots=2, n_batch=n_batch))
+    sinks = [driver.submit(list(range(i, i + 16))) for i in range(3)]
+    driver.run()
+    assert [sink.text for sink in sinks] == [expected(sink.request, 256) for sink in sinks]
+
+
 def test_more_requests_than_slots_are_served_in_arrival_order() -> None:
     driver = Driver(FakeBackend(n_slots=2))
     ends: list[int] = []
@@ -605,6 +613,22 @@ def test_prefixes_that_come_one_after_another_are_saved_once_their_end_is_known(
         cached.append(sink.events[-1].usage.n_cached)
         assert sink.text == expected(sink.request, 256)
     assert cached == [0, 0, 80, 80]
+
+
+@pytest.mark.parametrize("n_drop_max", [0, 16])
+def test_a_turn_goes_on_from_the_prompt_before_though_its_thoughts_are_left_out(
+    n_drop_max: int,
+) -> None:
+    driver = Driver(FakeBackend(n_ctx=1024, n_slots=2, n_drop_max=n_drop_max))
+    prompt = [i % 200 for i in range(300)]
+    driver.submit(prompt, 100)
+    driver.run()
+    opening = prefix_cache.N_OPENING_TOKENS - 2
+    turn = driver.submit([*prompt[:-opening], *range(50)])
+    driver.run()
+    assert turn.text == expected(turn.request, 1024)
+    assert turn.events[-1].usage.n_cached == 300 - prefix_cache.N_OPENING_TOKENS
+    driver.check_nothing_is_left()
 
 
 def test_an_aborted_step_is_taken_again() -> None:

@@ -320,7 +320,7 @@ class EngineCore:
                 self._memory.save(sequence.slot, computed, sequence.cache_salt)
 
     def _fillers(self, decoding: list[Sequence]) -> list[tuple[int, int]]:
-        if self._memory.bounded or not self._memory.can_cut:
+        if self._memory.bounded or not self._memory.can_drop_last:
             return []
         n_ctx = self._backend.info.n_ctx
         return [idle for idle in self._scheduler.fillers(decoding) if idle[1] < n_ctx]

@@ -49,12 +49,13 @@ class KvMemory:
         self._fetches: dict[DiskEntry, Future[State]] = {}
         self._salts: dict[DiskEntry, str] = {}
         n_ctx = backend.info.n_ctx
-        self.cells = CellLedger(backend.n_cells, backend.n_slots, shared=backend.unified)
+        self.cells = CellLedger(backend.n_cells, backend.n_slots, shared=backend.shares_cells)
         self.cache = PrefixCache(
             backend.n_slots,
             n_ctx,
             n_drop_max=backend.n_drop_max,
             unified=backend.unified,
+            shares_cells=backend.shares_cells,
             host=host,
         )
         self.n_saved = 0
@@ -69,6 +70,11 @@ class KvMemory:
     def can_cut(self) -> bool:
         """Whether any part of a slot can be dropped."""
         return self._backend.n_drop_max >= self._backend.info.n_ctx
+
+    @property
+    def can_drop_last(self) -> bool:
+        """Whether a slot's last token can be dropped."""
+        return self._backend.n_drop_max > 0
 
     def decode(self, batch: Batch) -> Floats:
         """Raises DecodeFailed."""

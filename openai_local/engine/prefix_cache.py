@@ -22,6 +22,11 @@ from openai_local.engine.prefix import common_prefix
 # Moving less than this takes as long as computing it again.
 MIN_COPY_TOKENS = 32
 MIN_SAVE_TOKENS = 64
+# Where slots cannot be cut back, so many new tokens of a prompt are saved for the next turn, which
+# seldom begins with the answer as it was generated (thoughts are left out), nor always with the
+# last tokens of the prompt, which only open the answer.
+MIN_TURN_TOKENS = 256
+N_OPENING_TOKENS = 8
 # What no other slot or state begins with must be so much of a state for it to be saved.
 MIN_SAVE_SHARE = 1 / 8
 # A copy moves a slot's whole buffer, a save what it holds: on a CPU both take 0.1 ms a MiB.
@@ -132,12 +137,15 @@ class PrefixCache:
         *,
         n_drop_max: int | None = None,
         unified: bool = False,
+        shares_cells: bool = True,
         host: HostCache | None = None,
     ) -> None:
-        """``n_drop_max``: how many of a slot's last tokens can be dropped; None is all."""
+        """``n_drop_max``: how many of a slot's last tokens can be dropped; None is all.
+        ``shares_cells``: whether a copy in a pool takes none of its own."""
         self._n_ctx = n_ctx
         self._n_drop_max = n_ctx if n_drop_max is None else n_drop_max
         self._unified = unified
+        self._shares_cells = shares_cells
         self._host = host
         self._slots = [_Slot() for _ in range(n_slots)]
         self._clock = 0
@@ -202,6 +210,8 @@ class PrefixCache:
         entry, n_saved = self._host_match(sequence)
         if entry is not None and n_saved >= n_match + MIN_COPY_TOKENS:
             return max(len(entry.tokens), len(sequence.tokens)), -1
+        if not self._shares_cells and source >= 0 and self._slots[source].running:
+            return len(sequence.tokens), source
         return len(sequence.tokens) - n_match, source
 
     def acquire(self, sequence: Owner) -> Placement:
@@ -283,7 +293,9 @@ class PrefixCache:
     def _usable(self, slot: int, sequence: Owner) -> int:
         held = self._slots[slot]
         n = held.common(sequence.tokens, sequence.cache_salt, len(sequence.tokens) - 1)
-        return n if held.n_held - n <= self._n_drop_max else 0
+        # Cells of its own come to a copy by way of a state, which is used whole.
+        by_state = self._unified and not self._shares_cells and held.running
+        return n if held.n_held - n <= (0 if by_state else self._n_drop_max) else 0
 
     def _host_match(self, sequence: Owner) -> tuple[HostEntry | None, int]:
         if self._host is None:
@@ -295,7 +307,8 @@ class PrefixCache:
         idle = self._idle()
         if not self._unified:
             return idle[0]
-        if source in idle and n_match >= len(self._slots[source].tokens) // 2:
+        most_is_of_use = n_match >= len(self._slots[source].tokens) // 2
+        if source in idle and (most_is_of_use or not self._shares_cells):
             return source
         others = [i for i in idle if i != source] or idle
         return min(others, key=lambda i: self._value(self._slots[i]))
@@ -310,6 +323,8 @@ class PrefixCache:
         n = max(n, min(host.common(tokens, salt), len(tokens) - 1))
         if n >= n_reused + MIN_SAVE_TOKENS:
             sequence.checkpoints.add(n)
+        if len(tokens) >= n_reused + MIN_TURN_TOKENS:
+            sequence.checkpoints.add(len(tokens) - N_OPENING_TOKENS)
 
     def _occupy(self, target: int, owner: Owner) -> None:
         slot = self._slots[target]

@@ -66,7 +66,7 @@ class PrefillBudget:
     @property
     def whole(self) -> int:
         """Prompts up to this long are not cut: a call has a cost of its own."""
-        return max(min(self._fits(MIN_CHUNK_S), 2 * TILE, self.n_batch), MIN_CHUNK_TOKENS)
+        return min(max(min(self._fits(MIN_CHUNK_S), 2 * TILE), MIN_CHUNK_TOKENS), self.n_batch)
 
     def _bounded(self, seconds: float) -> int:
         n = self._fits(seconds)
