@@ -203,7 +203,12 @@ class EngineCore:
             seed = 0
         draw = self._backend.draw(sampling, seed) if sampling.temperature > GREEDY_BELOW else None
         eog = self._backend.vocabulary.eog_tokens()
-        sampler = Sampler(sampling, request.prompt_tokens, eog, draw)
+        try:
+            sampler = Sampler(sampling, request.prompt_tokens, eog, draw)
+        except Exception:
+            if draw is not None:
+                draw.close()
+            raise
         sequence = Sequence(request, sampler, self._backend.info.n_ctx, message.sink)
         self._by_sink[id(message.sink)] = sequence
         if sequence.n_limit <= sequence.n_prompt:
