@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from openai_local.engine import (
     DeadlineExceeded,
+    Engine,
     EngineConfig,
     EngineStopped,
     Failed,
@@ -767,12 +768,18 @@ def test_what_was_computed_before_a_restart_comes_back_from_the_disk(tmp_path: P
         after.core.close([])
 
 
-def test_a_damaged_state_on_disk_is_computed_again(tmp_path: Path) -> None:
-    before = Driver(FakeBackend(), cache_dir=tmp_path)
+def kept(folder: Path) -> Path:
+    """The one file that an engine leaves behind which knows a prompt of 100 tokens."""
+    before = Driver(FakeBackend(), cache_dir=folder)
     before.submit([97, 98] * 50, 5)
     before.run()
     before.core.close([])
-    (file,) = tmp_path.iterdir()
+    (file,) = folder.iterdir()
+    return file
+
+
+def test_a_damaged_state_on_disk_is_computed_again(tmp_path: Path) -> None:
+    file = kept(tmp_path)
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
@@ -783,6 +790,122 @@ def test_a_damaged_state_on_disk_is_computed_again(tmp_path: Path) -> None:
     assert again.text == expected(again.request, 256)
     assert again.events[-1].usage.n_cached == 0
     after.core.close([])
+
+
+def test_reuse_counts_for_the_tier_that_it_came_from(tmp_path: Path) -> None:
+    kept(tmp_path)
+    driver = Driver(FakeBackend(n_slots=1), cache_dir=tmp_path)
+    wait_for_scan(driver)
+    tiers = []
+    for prompt in ([97, 98] * 50, [97, 98] * 50, [99] * 100, [97, 98] * 50):
+        driver.submit(prompt, 5)
+        driver.run()
+        metrics = driver.core.metrics()
+        tiers.append(
+            (
+                metrics.prompt_tokens_reused_slot_total,
+                metrics.prompt_tokens_reused_ram_total,
+                metrics.prompt_tokens_reused_disk_total,
+            )
+        )
+    assert tiers == [(0, 0, 99), (99, 0, 99), (99, 0, 99), (99, 99, 99)]
+    assert metrics.ram_bytes == (104 + 104) * 4
+    assert metrics.disk_bytes == sum(file.stat().st_size for file in tmp_path.iterdir())
+    driver.core.close([])
+
+
+def test_what_does_not_fit_into_ram_is_not_read_from_the_disk(tmp_path: Path) -> None:
+    kept(tmp_path)
+    for cache_ram, n_cached in ((104 * 4 - 1, 0), (104 * 4, 99)):
+        driver = Driver(FakeBackend(), cache_dir=tmp_path, cache_ram=cache_ram)
+        wait_for_scan(driver)
+        sink = driver.submit([97, 98] * 50, 5)
+        driver.run()
+        assert sink.events[-1].usage.n_cached == n_cached
+        driver.core.close([])
+
+
+def test_a_state_that_cannot_be_loaded_is_not_tried_again(tmp_path: Path) -> None:
+    kept(tmp_path)
+    n_loads = 0
+
+    def refuse() -> bool:
+        nonlocal n_loads
+        n_loads += 1
+        return True
+
+    driver = Driver(FakeBackend(n_slots=1, state_faults=refuse), cache_dir=tmp_path)
+    wait_for_scan(driver)
+    for prompt in ([97, 98] * 50, [99], [97, 98] * 50):
+        sink = driver.submit(prompt, 5)
+        driver.run()
+        assert sink.text == expected(sink.request, 256)
+        assert sink.events[-1].usage.n_cached == 0
+    assert n_loads == 1 + 1, "one load, and one save"
+    driver.core.close([])
+
+
+def test_an_engine_that_died_keeps_nothing_of_what_it_no_longer_knows(tmp_path: Path) -> None:
+    driver = Driver(FakeBackend(), cache_dir=tmp_path)
+    driver.submit([97, 98] * 50, 5)
+    driver.run()
+
+    def break_down(events: Any) -> None:
+        raise RuntimeError("a mistake")
+
+    driver.core._deliver = break_down
+    with pytest.raises(RuntimeError):
+        driver.submit([97], 0)
+    driver.core._deliver = driver._deliver
+    driver.core.close([])
+    assert driver.backend.closed and not list(tmp_path.iterdir())
+
+
+class HangingDisk(FakeDisk):
+    """Has the state of a prompt, and never answers."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__({}, n_files=9, can_drop=True)
+        self.put([97, 98] * 50, "", np.array([97, 98] * 50, np.int32).view(np.uint8))
+
+    def answer(self, *, broken: bool = False) -> None:
+        pass
+
+
+def test_a_prompt_waits_for_the_disk_no_longer_than_computing_it_takes(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(kv_memory, "DiskCache", HangingDisk)
+    driver = Driver(FakeBackend(), cache_dir=Path("nowhere"))
+    waiting, other = driver.submit([97, 98] * 50, 5), driver.submit([99] * 30, 5)
+    while driver.step():
+        pass
+    assert other.ended and not waiting.events
+    wait_s = driver.core.wake_in_s()
+    assert wait_s is not None and core.MIN_FETCH_TIMEOUT_S < wait_s <= core.FETCH_TIMEOUT_S
+    # Now that it is known how fast prompts are computed, another waits for less.
+    driver.submit([97, 98] * 50, 5)
+    wait_s = driver.core.wake_in_s()
+    assert wait_s is not None and 0 < wait_s <= core.MIN_FETCH_TIMEOUT_S
+    over = time.monotonic() + core.FETCH_TIMEOUT_S
+    monkeypatch.setattr(time, "monotonic", lambda: over)
+    assert driver.core.wake_in_s() == 0
+    driver.run()
+    assert waiting.text == expected(waiting.request, 256)
+    assert "the disk takes too long" in caplog.text
+    driver.check_nothing_is_left()
+
+
+@pytest.mark.anyio
+async def test_an_engine_that_sleeps_until_the_disk_answers_wakes_up_for_a_deadline(
+    monkeypatch: pytest.MonkeyPatch, anyio_backend: str
+) -> None:
+    monkeypatch.setattr(kv_memory, "DiskCache", HangingDisk)
+    config = EngineConfig(Path("fake"), cache_dir=Path("nowhere"), request_timeout_s=0.05)
+    async with Engine(config, open_backend=lambda config, stopping: FakeBackend()) as engine:
+        with pytest.raises(DeadlineExceeded):
+            async for _ in engine.submit(GenerationRequest([97, 98] * 50, 5)):
+                pass
 
 
 def wait_for_scan(driver: Driver) -> None:

@@ -150,9 +150,9 @@ class StateDirectory:
     def _remember(self, name: str, file: _File) -> None:
         self._forget(name)
         self._files[name] = file
-        self.n_bytes += file.n_bytes
         if file.entry is not None:
             self._index.add(file.entry)
+        self.n_bytes += file.n_bytes
 
     def _forget(self, name: str) -> None:
         self._disown(name)
