@@ -778,6 +778,20 @@ def kept(folder: Path) -> Path:
     return file
 
 
+def test_what_several_had_in_common_is_kept_and_kept_once(tmp_path: Path) -> None:
+    shared = [97, 98] * 60
+    before = Driver(FakeBackend(n_slots=8), cache_dir=tmp_path)
+    together(before, [GenerationRequest([*shared, 100 + i], 5, GREEDY) for i in range(8)])
+    before.core.close([])
+    assert len(list(tmp_path.iterdir())) == 1
+    after = Driver(FakeBackend(), cache_dir=tmp_path)
+    wait_for_scan(after)
+    sink = after.submit([*shared, 97], 5)
+    after.run()
+    assert sink.events[-1].usage.n_cached == 120
+    after.core.close([])
+
+
 def test_a_damaged_state_on_disk_is_computed_again(tmp_path: Path) -> None:
     file = kept(tmp_path)
     content = bytearray(file.read_bytes())

@@ -40,8 +40,10 @@ class Fetches:
         ``done`` is called on any thread when it is time for :meth:`keep`.
         """
         entry, n = self._disk.match(sequence.tokens, sequence.cache_salt)
+        if entry is None:
+            return 0
         n_saved = n - self._cache.n_reusable(sequence)
-        if entry is None or n_saved < MIN_SAVE_TOKENS:
+        if n_saved < MIN_SAVE_TOKENS:
             return 0
         fetch = self._by_entry.get(entry)
         if fetch is None:

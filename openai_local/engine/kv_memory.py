@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from openai_local.engine.backend import Backend, Batch, Floats
+from openai_local.engine.backend import Backend, Batch, Floats, State
 from openai_local.engine.cells import CellLedger
 from openai_local.engine.config import EngineConfig
 from openai_local.engine.disk_cache import MAX_WAITING_BYTES, DiskCache
@@ -101,14 +101,8 @@ class KvMemory:
 
     def save(self, slot: int, tokens: Sequence[int], salt: str) -> None:
         """Keep what the slot holds, these tokens, in RAM."""
-        if self._host is None:
-            return
-        try:
-            state = self._backend.save(slot)
-        except MemoryError:
-            logger.warning("no memory to save a state of %d tokens", len(tokens))
-            return
-        if state is not None:
+        state = None if self._host is None else self._state(slot, len(tokens))
+        if self._host is not None and state is not None:
             self._host.put(tokens, salt, state)
             self.n_saved += 1
 
@@ -119,7 +113,10 @@ class KvMemory:
             return
         try:
             if sound:
-                self.do(self.cache.save_idle())
+                for save in self.cache.save_idle():
+                    state = self._state(save.slot, len(save.tokens))
+                    if state is not None:
+                        self._disk.put(save.tokens, save.salt, state)
                 for entry in self._host.by_value():
                     self._disk.put(entry.tokens, entry.salt, entry.state)
         finally:
@@ -150,6 +147,13 @@ class KvMemory:
             metrics.disk_bytes = disk.n_bytes
             metrics.disk_evictions_total = disk.n_evicted_total
             metrics.disk_dropped_total = disk.n_dropped_total
+
+    def _state(self, slot: int, n_tokens: int) -> State | None:
+        try:
+            return self._backend.save(slot)
+        except MemoryError:
+            logger.warning("no memory to save a state of %d tokens", n_tokens)
+            return None
 
     def _load(self, slot: int, entry: HostEntry) -> None:
         assert self._host is not None, "an entry is of a host cache"

@@ -254,10 +254,14 @@ class PrefixCache:
         self._slots[slot].tokens = ()
         return slot, tuple(steps)
 
-    def save_idle(self) -> list[Step]:
-        """All that idle slots hold goes to the host cache, what is worth most last."""
-        order = sorted(self._idle(), key=lambda i: self._value(self._slots[i]))
-        return [step for slot in order for step in self._lose(slot)]
+    def save_idle(self) -> list[Save]:
+        """All that idle slots hold and neither the host cache nor another of these has, what is
+        worth most first."""
+        order = sorted(self._idle(), key=lambda i: self._value(self._slots[i]), reverse=True)
+        saves: list[Save] = []
+        for slot in order:
+            saves += self._lose(slot, [self._slots[save.slot] for save in saves])
+        return saves
 
     def compact(self) -> tuple[tuple[int, int], tuple[Step, ...]] | None:
         """Close the lowest gap with the highest running slot.
@@ -324,18 +328,21 @@ class PrefixCache:
         held = self._slots[target]
         pays = self._host is None or len(held.tokens) >= MIN_PARK_SHARE * self._n_ctx
         if self._unified or not pays or len(held.tokens) < MIN_COPY_TOKENS:
-            return self._lose(target)
+            return [*self._lose(target)]
         others = [(self._value(self._slots[i]), i) for i in self._idle() if i not in (target, keep)]
         if not others or min(others)[0] > self._value(held):
-            return self._lose(target)
+            return [*self._lose(target)]
         place = min(others)[1]
         steps = [*self._lose(place), Copy(target, place)]
         parked = self._slots[place]
         parked.tokens, parked.salt, parked.used_at = held.tokens, held.salt, held.used_at
         return steps
 
-    def _lose(self, slot: int) -> list[Step]:
-        """Before what an idle slot holds is lost: save it, if that is worth it."""
+    def _lose(self, slot: int, others: Sequence[_Slot] | None = None) -> list[Save]:
+        """Before what an idle slot holds is lost: save it, if that is worth it.
+
+        ``others``, all by default, keep what they hold.
+        """
         held, host = self._slots[slot], self._host
         n = len(held.tokens)
         if host is None or n < MIN_SAVE_TOKENS:
@@ -343,7 +350,8 @@ class PrefixCache:
         if host.holds(held.tokens, held.salt):
             return []
         if self._n_drop_max >= self._n_ctx:
-            others = [s for s in self._slots if s is not held]
+            if others is None:
+                others = [s for s in self._slots if s is not held]
             n_elsewhere = max((s.common(held.tokens, held.salt, n) for s in others), default=0)
             n_elsewhere = max(n_elsewhere, host.common(held.tokens, held.salt))
             if n - n_elsewhere < max(MIN_SAVE_SHARE * n, MIN_SAVE_TOKENS):
