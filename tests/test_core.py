@@ -12,6 +12,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+import anyio
 import numpy as np
 import pytest
 from fakes import EOG, FakeBackend, FakeDisk, FakeDraw, continuation, letters, spelling
@@ -917,7 +918,7 @@ async def test_an_engine_that_sleeps_until_the_disk_answers_wakes_up_for_a_deadl
     monkeypatch.setattr(kv_memory, "DiskCache", HangingDisk)
     config = EngineConfig(Path("fake"), cache_dir=Path("nowhere"), request_timeout_s=0.05)
     async with Engine(config, open_backend=lambda config, stopping: FakeBackend()) as engine:
-        with pytest.raises(DeadlineExceeded):
+        with anyio.fail_after(30), pytest.raises(DeadlineExceeded):
             async for _ in engine.submit(GenerationRequest([97, 98] * 50, 5)):
                 pass
 

@@ -16,6 +16,7 @@ import pytest
 from openai_local.engine import disk_cache, state_directory
 from openai_local.engine.backend import State
 from openai_local.engine.disk_cache import DiskCache
+from openai_local.engine.disk_index import DiskEntry
 from openai_local.engine.state_file import DamagedEntry, file_size
 
 TIMEOUT_S = 30
@@ -55,6 +56,14 @@ class Gate:
 
         return gated
 
+    def after(self, call: Callable[[], Any]) -> Any:
+        """Open for the time of a call."""
+        self.open.set()
+        result = call()
+        self.open.clear()
+        self.entered.clear()
+        return result
+
     def wait(self) -> None:
         assert self.entered.wait(TIMEOUT_S)
 
@@ -79,6 +88,15 @@ def until(condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < give_up
         time.sleep(0.001)
+
+
+def first_entry(cache: DiskCache) -> DiskEntry:
+    """Of the prompt [1], once it is written."""
+    cache.put([1], "", state(1))
+    until(lambda: cache.metrics().n_entries)
+    entry, n = cache.match([1, 2], "")
+    assert entry is not None and n == 1
+    return entry
 
 
 def test_states_outlive_the_cache(open_cache: Callable[..., DiskCache]) -> None:
@@ -110,13 +128,7 @@ def test_what_is_to_be_read_goes_before_what_is_to_be_written(
     open_cache: Callable[..., DiskCache], gate: Gate
 ) -> None:
     cache = open_cache()
-    gate.open.set()
-    cache.put([1], "", state(1))
-    until(lambda: cache.metrics().n_entries)
-    entry, _ = cache.match([1, 2], "")
-    assert entry is not None
-    gate.open.clear()
-    gate.entered.clear()
+    entry = gate.after(lambda: first_entry(cache))
     for i in range(2, 6):
         cache.put([i], "", state(i))
     gate.wait()
@@ -133,13 +145,7 @@ def test_a_fetch_that_nobody_wants_any_more_is_not_read(
     open_cache: Callable[..., DiskCache], gate: Gate
 ) -> None:
     cache = open_cache()
-    gate.open.set()
-    cache.put([1], "", state(1))
-    until(lambda: cache.metrics().n_entries)
-    entry, _ = cache.match([1, 2], "")
-    assert entry is not None
-    gate.open.clear()
-    gate.entered.clear()
+    entry = gate.after(lambda: first_entry(cache))
     cache.put([2], "", state(2))
     gate.wait()
     assert cache.fetch(entry).cancel()
@@ -302,13 +308,7 @@ def test_closing_does_not_wait_for_a_disk_that_hangs_and_fails_those_who_do(
     tmp_path: Path, open_cache: Callable[..., DiskCache], gate: Gate
 ) -> None:
     cache = open_cache()
-    gate.open.set()
-    cache.put([1], "", state(1))
-    until(lambda: cache.metrics().n_entries)
-    entry, _ = cache.match([1, 2], "")
-    assert entry is not None
-    gate.open.clear()
-    gate.entered.clear()
+    entry = gate.after(lambda: first_entry(cache))
     for i in range(2, 5):
         cache.put([i], "", state(i))
     gate.wait()
@@ -328,10 +328,7 @@ def test_a_thread_that_breaks_down_fails_its_fetches_and_takes_nothing_more(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     cache = open_cache()
-    cache.put([1], "", state(1))
-    until(lambda: cache.metrics().n_entries)
-    entry, _ = cache.match([1, 2], "")
-    assert entry is not None
+    entry = first_entry(cache)
 
     def break_down(self: Any, name: str) -> None:
         raise RuntimeError("a mistake")

@@ -101,8 +101,10 @@ class KvMemory:
 
     def save(self, slot: int, tokens: Sequence[int], salt: str) -> None:
         """Keep what the slot holds, these tokens, in RAM."""
-        state = None if self._host is None else self._state(slot, len(tokens))
-        if self._host is not None and state is not None:
+        if self._host is None:
+            return
+        state = self._state(slot, len(tokens))
+        if state is not None:
             self._host.put(tokens, salt, state)
             self.n_saved += 1
 
