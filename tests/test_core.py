@@ -749,7 +749,7 @@ def test_what_was_computed_before_a_restart_comes_back_from_the_disk(tmp_path: P
     for n_drop_max in (None, 0):
         folder = tmp_path / str(n_drop_max)
         before = Driver(FakeBackend(n_drop_max=n_drop_max), cache_dir=folder)
-        first = before.submit([97, 98] * 50, 5)
+        first = before.submit([97, 98] * 50, 5, cache_salt="mine")
         before.run()
         before.core.close([])
         assert before.backend.closed
@@ -757,12 +757,13 @@ def test_what_was_computed_before_a_restart_comes_back_from_the_disk(tmp_path: P
         after = Driver(FakeBackend(n_drop_max=n_drop_max), cache_dir=folder)
         wait_for_scan(after)
         prompt = [*[97, 98] * 50, *first.text.encode(), 99]
-        sinks = together(after, [GenerationRequest([*prompt, 97 + i], 5, GREEDY) for i in range(3)])
+        mine = [GenerationRequest([*prompt, 97 + i], 5, GREEDY, (), "mine") for i in range(3)]
+        sinks = together(after, mine)
         for sink in sinks:
             assert sink.text == expected(sink.request, 256)
             assert sink.events[-1].usage.n_cached >= 104
         assert after.core.metrics().prompt_tokens_reused_disk_total >= 104
-        other = after.submit([*prompt, 99], 5, cache_salt="another")
+        other = after.submit([*prompt, 99], 5, cache_salt="")
         after.run()
         assert other.events[-1].usage.n_cached == 0
         after.check_nothing_is_left()
@@ -842,21 +843,15 @@ def test_what_does_not_fit_into_ram_is_not_read_from_the_disk(tmp_path: Path) ->
 
 def test_a_state_that_cannot_be_loaded_is_not_tried_again(tmp_path: Path) -> None:
     kept(tmp_path)
-    n_loads = 0
-
-    def refuse() -> bool:
-        nonlocal n_loads
-        n_loads += 1
-        return True
-
-    driver = Driver(FakeBackend(n_slots=1, state_faults=refuse), cache_dir=tmp_path)
+    driver = Driver(FakeBackend(state_faults=lambda: True), cache_dir=tmp_path)
     wait_for_scan(driver)
-    for prompt in ([97, 98] * 50, [99], [97, 98] * 50):
-        sink = driver.submit(prompt, 5)
-        driver.run()
-        assert sink.text == expected(sink.request, 256)
-        assert sink.events[-1].usage.n_cached == 0
-    assert n_loads == 1 + 1, "one load, and one save"
+    sink = driver.submit([97, 98] * 50, 5)
+    driver.run()
+    assert sink.text == expected(sink.request, 256)
+    assert sink.events[-1].usage.n_cached == 0
+    assert driver.core.metrics().ram_bytes == 0
+    disk = driver.core._memory._disk
+    assert disk is not None and disk.match([97, 98] * 50, "") == (None, 0)
     driver.core.close([])
 
 
@@ -876,15 +871,34 @@ def test_an_engine_that_died_keeps_nothing_of_what_it_no_longer_knows(tmp_path: 
     assert driver.backend.closed and not list(tmp_path.iterdir())
 
 
-class HangingDisk(FakeDisk):
-    """Has the state of a prompt, and never answers."""
+class DiskOfOne(FakeDisk):
+    """Has the state of a prompt of 100 tokens."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__({}, n_files=9, can_drop=True)
         self.put([97, 98] * 50, "", np.array([97, 98] * 50, np.int32).view(np.uint8))
 
+
+class HangingDisk(DiskOfOne):
+    """Never answers."""
+
     def answer(self, *, broken: bool = False) -> None:
         pass
+
+
+@pytest.mark.parametrize("who", [0, 1])
+def test_what_two_wait_for_is_read_once_also_when_one_of_them_leaves(
+    who: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = DiskOfOne()
+    monkeypatch.setattr(kv_memory, "DiskCache", lambda *args, **options: disk)
+    driver = Driver(FakeBackend(), [disk], cache_dir=Path("nowhere"))
+    sinks = [driver.submit([97, 98] * 50, 5) for _ in range(2)]
+    assert len(disk.fetches) == 1
+    driver.step([Cancel(sinks[who])])
+    driver.run()
+    assert sinks[1 - who].events[-1].usage.n_cached == 99
+    driver.check_nothing_is_left()
 
 
 def test_a_prompt_waits_for_the_disk_no_longer_than_computing_it_takes(
