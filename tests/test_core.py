@@ -930,6 +930,7 @@ async def test_an_engine_that_sleeps_until_the_disk_answers_wakes_up_for_a_deadl
     monkeypatch: pytest.MonkeyPatch, anyio_backend: str
 ) -> None:
     monkeypatch.setattr(kv_memory, "DiskCache", HangingDisk)
+    monkeypatch.setattr(core, "FETCH_TIMEOUT_S", 1000.0)
     config = EngineConfig(Path("fake"), cache_dir=Path("nowhere"), request_timeout_s=0.05)
     async with Engine(config, open_backend=lambda config, stopping: FakeBackend()) as engine:
         with anyio.fail_after(30), pytest.raises(DeadlineExceeded):

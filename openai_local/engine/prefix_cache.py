@@ -260,7 +260,8 @@ class PrefixCache:
         order = sorted(self._idle(), key=lambda i: self._value(self._slots[i]), reverse=True)
         saves: list[Save] = []
         for slot in order:
-            saves += self._lose(slot, [self._slots[save.slot] for save in saves])
+            save = self._save(slot, [self._slots[other.slot] for other in saves])
+            saves += [] if save is None else [save]
         return saves
 
     def compact(self) -> tuple[tuple[int, int], tuple[Step, ...]] | None:
@@ -328,35 +329,35 @@ class PrefixCache:
         held = self._slots[target]
         pays = self._host is None or len(held.tokens) >= MIN_PARK_SHARE * self._n_ctx
         if self._unified or not pays or len(held.tokens) < MIN_COPY_TOKENS:
-            return [*self._lose(target)]
+            return self._lose(target)
         others = [(self._value(self._slots[i]), i) for i in self._idle() if i not in (target, keep)]
         if not others or min(others)[0] > self._value(held):
-            return [*self._lose(target)]
+            return self._lose(target)
         place = min(others)[1]
         steps = [*self._lose(place), Copy(target, place)]
         parked = self._slots[place]
         parked.tokens, parked.salt, parked.used_at = held.tokens, held.salt, held.used_at
         return steps
 
-    def _lose(self, slot: int, others: Sequence[_Slot] | None = None) -> list[Save]:
-        """Before what an idle slot holds is lost: save it, if that is worth it.
+    def _lose(self, slot: int) -> list[Step]:
+        """Before what an idle slot holds is lost: save it, if that is worth it."""
+        save = self._save(slot, [s for s in self._slots if s is not self._slots[slot]])
+        return [] if save is None else [save]
 
-        ``others``, all by default, keep what they hold.
-        """
+    def _save(self, slot: int, others: Sequence[_Slot]) -> Save | None:
+        """``others`` keep what they hold."""
         held, host = self._slots[slot], self._host
         n = len(held.tokens)
         if host is None or n < MIN_SAVE_TOKENS:
-            return []
+            return None
         if host.holds(held.tokens, held.salt):
-            return []
+            return None
         if self._n_drop_max >= self._n_ctx:
-            if others is None:
-                others = [s for s in self._slots if s is not held]
             n_elsewhere = max((s.common(held.tokens, held.salt, n) for s in others), default=0)
             n_elsewhere = max(n_elsewhere, host.common(held.tokens, held.salt))
             if n - n_elsewhere < max(MIN_SAVE_SHARE * n, MIN_SAVE_TOKENS):
-                return []
-        return [Save(slot, tuple(held.tokens), held.salt)]
+                return None
+        return Save(slot, tuple(held.tokens), held.salt)
 
     def _value(self, slot: _Slot) -> float:
         """What is worth keeping: many tokens, used not long ago. In tokens per use of the cache."""
