@@ -264,10 +264,15 @@ class PrefixCache:
         self._slots[slot].tokens = ()
         return slot, tuple(steps)
 
-    def save_idle(self) -> list[Step]:
-        """All that idle slots hold goes to the host cache, what is worth most last."""
-        order = sorted(self._idle(), key=lambda i: self._value(self._slots[i]))
-        return [step for slot in order for step in self._lose(slot)]
+    def save_idle(self) -> list[Save]:
+        """All that idle slots hold and neither the host cache nor another of these has, what is
+        worth most first."""
+        order = sorted(self._idle(), key=lambda i: self._value(self._slots[i]), reverse=True)
+        saves: list[Save] = []
+        for slot in order:
+            save = self._save(slot, [self._slots[other.slot] for other in saves])
+            saves += [] if save is None else [save]
+        return saves
 
     def compact(self) -> tuple[tuple[int, int], tuple[Step, ...]] | None:
         """Close the lowest gap with the highest running slot.
@@ -351,19 +356,23 @@ class PrefixCache:
 
     def _lose(self, slot: int) -> list[Step]:
         """Before what an idle slot holds is lost: save it, if that is worth it."""
+        save = self._save(slot, [s for s in self._slots if s is not self._slots[slot]])
+        return [] if save is None else [save]
+
+    def _save(self, slot: int, others: Sequence[_Slot]) -> Save | None:
+        """``others`` keep what they hold."""
         held, host = self._slots[slot], self._host
         n = len(held.tokens)
         if host is None or n < MIN_SAVE_TOKENS:
-            return []
+            return None
         if host.holds(held.tokens, held.salt):
-            return []
+            return None
         if self._n_drop_max >= self._n_ctx:
-            others = [s for s in self._slots if s is not held]
             n_elsewhere = max((s.common(held.tokens, held.salt, n) for s in others), default=0)
             n_elsewhere = max(n_elsewhere, host.common(held.tokens, held.salt))
             if n - n_elsewhere < max(MIN_SAVE_SHARE * n, MIN_SAVE_TOKENS):
-                return []
-        return [Save(slot, tuple(held.tokens), held.salt)]
+                return None
+        return Save(slot, tuple(held.tokens), held.salt)
 
     def _value(self, slot: _Slot) -> float:
         """What is worth keeping: many tokens, used not long ago. In tokens per use of the cache."""
