@@ -159,7 +159,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--picture", type=Path, metavar="FILE",
                         help="draw the ratios, as .svg or .png (needs matplotlib)")  # fmt: skip
     args = parser.parse_args()
-    args.ignore_eos = True
+    args.extras = True
     check_servers(parser, args)
     return args
 

@@ -33,6 +33,12 @@ WORDS = """
 """.split()
 
 
+# What llama.cpp's servers take beyond OpenAI's parameters; of the samplers llama-server's defaults.
+# All servers draw from the same candidates, and a small model stays away from tokens that make no
+# words, which would be other tokens when the text comes back in the next turn.
+EXTRAS = {"ignore_eos": True, "top_k": 40, "min_p": 0.05}
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """Where a server's routes start: `http://host:port/v1`."""
@@ -54,7 +60,7 @@ class Shape:
     """What every request of a run has in common."""
 
     max_tokens: int = 64
-    ignore_eos: bool = True
+    extras: bool = True
     timeout_s: float = 600.0
     spread: float = 0.0
 
@@ -179,11 +185,12 @@ def chat_body(model: str, prompt: str, seed: int, shape: Shape) -> dict[str, Any
         "messages": [{"role": "user", "content": prompt}],
         "max_tokens": shape.length(seed),
         "temperature": 0.8,
+        "top_p": 0.95,
         "seed": seed,
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    return body | {"ignore_eos": True} if shape.ignore_eos else body
+    return body | EXTRAS if shape.extras else body
 
 
 def read_transcript(transcript: Transcript) -> Sample:

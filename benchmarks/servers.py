@@ -112,7 +112,7 @@ def running(args: argparse.Namespace) -> Iterator[list[Server]]:
         for name, endpoint in args.peer:
             servers.append(Server(name, endpoint, models.get(name)))
         for server in servers:
-            asyncio.run(warm(server, ignore_eos=args.ignore_eos))
+            asyncio.run(warm(server, extras=args.extras))
         yield servers
     finally:
         for server in servers:
@@ -124,9 +124,9 @@ def self_env(args: argparse.Namespace) -> dict[str, str]:
     return env | {"OPENAI_LOCAL_MODEL": str(args.model.resolve())} if args.model else env
 
 
-async def warm(server: Server, *, ignore_eos: bool) -> None:
+async def warm(server: Server, *, extras: bool) -> None:
     """Waits until the server names its models and completes one short chat."""
-    shape = Shape(max_tokens=8, ignore_eos=ignore_eos)
+    shape = Shape(max_tokens=8, extras=extras)
     deadline_s = time.monotonic() + READY_TIMEOUT_S
     reason = ""
     while time.monotonic() < deadline_s:

@@ -105,7 +105,7 @@ def measure(servers: Sequence[Server], args: argparse.Namespace) -> list[Round]:
 
 def one_round(server: Server, concurrency: int, index: int, args: argparse.Namespace) -> Round:
     assert server.model is not None, "warm() names the model"
-    shape = Shape(args.max_tokens, args.ignore_eos, args.timeout, args.spread)
+    shape = Shape(args.max_tokens, args.extras, args.timeout, args.spread)
     # The same prompts for every server, and none that an earlier round has left in a cache.
     seed = f"{args.seed}/{concurrency}/{index}"
     texts = prompts(concurrency * args.requests_per_client, args.words, seed)
@@ -301,10 +301,10 @@ def load_options(group: argparse._ArgumentGroup) -> None:
     number("--timeout", 600, "seconds for one request")
     group.add_argument("--seed", type=int, default=0, help="of the prompts (default 0)")
     group.add_argument(
-        "--no-ignore-eos",
-        dest="ignore_eos",
+        "--no-extras",
+        dest="extras",
         action="store_false",
-        help="for servers that refuse ignore_eos; answers may then differ in length",
+        help="for servers that refuse ignore_eos, top_k and min_p; answers may differ in length",
     )
 
 
