@@ -140,7 +140,7 @@ def llama(
     w.gguf.add_rope_dimension_count(N_EMBD // N_HEAD)
     if moe:
         w.gguf.add_expert_count(N_EXPERT)
-        w.gguf.add_expert_used_count(2)
+        w.gguf.add_expert_used_count(N_EXPERT)
     w.ends()
     for i in range(w.n_layer):
         w.ones(f"blk.{i}.attn_norm.weight", N_EMBD)
@@ -216,7 +216,7 @@ def jamba(path: Path) -> None:
     w.sizes(n_kv)
     w.state_space_sizes()
     w.gguf.add_expert_count(N_EXPERT)
-    w.gguf.add_expert_used_count(2)
+    w.gguf.add_expert_used_count(N_EXPERT)
     w.ends()
     for i in range(w.n_layer):
         w.ones(f"blk.{i}.attn_norm.weight", N_EMBD)
