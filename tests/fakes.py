@@ -70,8 +70,9 @@ class FakeVocabulary:
     n_tokens = N_VOCAB
     control_tokens = ("<|control|>",)
 
-    def __init__(self, add_bos: bool = False) -> None:
+    def __init__(self, add_bos: bool = False, fim: tuple[int, int, int] | None = None) -> None:
         self._add_bos = add_bos
+        self._fim = fim
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         tokens = [BOS] if add_special and self._add_bos else []
@@ -85,6 +86,12 @@ class FakeVocabulary:
 
     def piece(self, token: int) -> bytes:
         return bytes([token]) if token < 256 else b""
+
+    def name(self, token: int) -> str:
+        return {EOG: "<|end|>", BOS: "<|begin|>", CONTROL: "<|control|>"}.get(token, "")
+
+    def fill_in_the_middle(self) -> tuple[int, int, int] | None:
+        return self._fim
 
     def is_eog(self, token: int) -> bool:
         return token == EOG
@@ -106,6 +113,9 @@ class FakeDraw:
     def draw(self, row: Floats) -> int:
         token = int(row.argmax())
         return token if token == EOG else 97 + (token - 97 + self._seed) % 26
+
+    def accept(self, token: int) -> None:
+        pass
 
     def close(self) -> None:
         assert not self._closed, "a draw is closed once"
@@ -267,7 +277,7 @@ class FakeBackend:
             self._append(slot, token)
         return True
 
-    def draw(self, sampling: SamplingParams, seed: int) -> FakeDraw:
+    def draw(self, sampling: SamplingParams, seed: int, prompt: Sequence[int]) -> FakeDraw:
         return FakeDraw(seed if sampling.seed is not None else 0)
 
     def open_embedding(self) -> FakeEmbedding:

@@ -16,7 +16,7 @@ from typing import TypeVar
 import anyio
 import anyio.to_thread
 
-from openai_local.engine.messages import Event, Failed, Finished, TextDelta
+from openai_local.engine.messages import Event, Failed, Finished, Output
 
 T = TypeVar("T")
 
@@ -65,7 +65,7 @@ def _in_trio() -> bool:
 
 
 class Generation:
-    """One generation being made: an async iterator of TextDelta, ended by Finished.
+    """One generation being made: an async iterator of events, ended by Finished.
 
     Raises the EngineError that ended it, if one did. Whoever stops reading early must call
     :meth:`cancel`; ``async with`` does.
@@ -81,7 +81,7 @@ class Generation:
     def __aiter__(self) -> Generation:
         return self
 
-    async def __anext__(self) -> TextDelta | Finished:
+    async def __anext__(self) -> Output:
         while not self._events:
             if self._ended:
                 raise StopAsyncIteration
@@ -93,9 +93,9 @@ class Generation:
             self._arrived = anyio.Event()
         return self._pop()
 
-    def take(self) -> list[TextDelta | Finished]:
+    def take(self) -> list[Output]:
         """The events that are here, without waiting. Raises the error that ended it, alone."""
-        taken: list[TextDelta | Finished] = []
+        taken: list[Output] = []
         while self._events and not (taken and isinstance(self._events[0], Failed)):
             taken.append(self._pop())
         return taken
@@ -106,7 +106,7 @@ class Generation:
         if self._events:
             event.set()
 
-    def _pop(self) -> TextDelta | Finished:
+    def _pop(self) -> Output:
         event = self._events.popleft()
         if isinstance(event, Failed):
             self._ended = True
