@@ -18,6 +18,9 @@ from openai_local.routes.request import read
 from openai_local.routes.services import Services
 from openai_local.routes.types.embeddings import EmbeddingRequest
 
+# The specification's bound on all inputs of a request together.
+MAX_TOKENS = 300_000
+
 
 async def create(services: Services, request: Request) -> ASGIApp:
     return await _create(services, request, {})
@@ -38,8 +41,14 @@ async def _create(services: Services, request: Request, fixed: dict[str, Any]) -
             code="invalid_value",
         )
     inputs = await tokenize_all(engine, body.input, parse_special=False)
-    vectors = await unless_left(request.receive, lambda: engine.embed(inputs))
     n_tokens = sum(map(len, inputs))
+    if n_tokens > MAX_TOKENS:
+        raise RequestError(
+            f"The inputs have {n_tokens} tokens in all; at most {MAX_TOKENS} fit one request.",
+            param="input",
+            code="invalid_value",
+        )
+    vectors = await unless_left(request.receive, lambda: engine.embed(inputs))
     content = await off_loop(vectors.size, lambda: _content(body, model.id, vectors, n_tokens))
     return Response(content, media_type="application/json")
 
