@@ -144,4 +144,4 @@ class Sequence:
         limit, first = self.request.max_seconds, self.first_token_s
         if limit is None or first is None or not self.had_line_break:
             return False
-        return time.monotonic() - first > limit
+        return time.monotonic() - first >= limit

@@ -23,7 +23,7 @@ CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)
 UNDERFLOW = np.float32(80)
 # llama-server's.
 MIROSTAT_M = 100
-# A prototype of sequence breakers scans the whole vocabulary for each: 20 ms and more.
+# Working out sequence breakers scans the whole vocabulary for each: 2 ms with 49k tokens.
 MAX_PROTOTYPES = 16
 
 
@@ -121,7 +121,7 @@ class ChainDraw:
         candidates["id"] = self._chains.ids
         candidates["logit"] = row
         array = lib.llama_token_data_array(_data(candidates), len(candidates), -1, False)
-        _keep_above(array, candidates, -np.inf)
+        _drop_ruled_out(array)
         return array
 
     def _add(self, sampler: Any, prepare: Callable[[Any], None] | None = None) -> Any:
@@ -222,8 +222,7 @@ def _view(array: Any) -> np.ndarray[Any, Any]:
     return np.frombuffer(buffer, CANDIDATE)
 
 
-def _keep_above(array: Any, candidates: np.ndarray[Any, Any], bound: float) -> None:
-    kept = candidates["logit"] > bound
+def _keep(array: Any, candidates: np.ndarray[Any, Any], kept: np.ndarray[Any, Any]) -> None:
     n_kept = int(np.count_nonzero(kept))
     if n_kept < len(candidates):
         candidates[:n_kept] = candidates[kept]
@@ -231,10 +230,13 @@ def _keep_above(array: Any, candidates: np.ndarray[Any, Any], bound: float) -> N
 
 
 def _drop_ruled_out(array: Any) -> None:
-    _keep_above(array, _view(array), -np.inf)
+    candidates = _view(array)
+    _keep(array, candidates, candidates["logit"] > -np.inf)
 
 
 def _drop_weightless(array: Any) -> None:
-    candidates = _view(array)
-    if len(candidates):
-        _keep_above(array, candidates, candidates["logit"].max() - UNDERFLOW)
+    _drop_ruled_out(array)
+    if array.size:
+        candidates = _view(array)
+        logits = candidates["logit"]
+        _keep(array, candidates, logits >= logits.max() - UNDERFLOW)
