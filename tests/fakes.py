@@ -49,7 +49,7 @@ def spelling(text: str, n_prompt: int | None = None) -> NextToken:
             prompt = bytes(t if t < 256 else 0 for t in tokens)
             start = prompt.rindex(b"<assistant>") + len(b"<assistant>")
         at = len(tokens) - start
-        return data[at] if at < len(data) else EOG
+        return data[at] if 0 <= at < len(data) else EOG
 
     return next_token
 
