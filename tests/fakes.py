@@ -179,13 +179,15 @@ class FakeBackend:
         step_s: float = 0.0,
         faults: Callable[[Batch], int] = lambda batch: 0,
         whole_inputs: bool = False,
+        fim: tuple[int, int, int] | None = None,
     ) -> None:
         self.n_slots = n_slots
         self.n_batch = n_batch
-        self.vocabulary = FakeVocabulary(add_bos)
+        self.vocabulary = FakeVocabulary(add_bos, fim)
         self.slots: list[list[int]] = [[] for _ in range(n_slots)]
         self.closed = False
         self.batches: list[Batch] = []
+        self.sampled: list[SamplingParams] = []  # what every draw was made for
         self._next_token = next_token
         # A pool of cells makes it the unified layout.
         self.unified = n_cells is not None
@@ -278,6 +280,7 @@ class FakeBackend:
         return True
 
     def draw(self, sampling: SamplingParams, seed: int, prompt: Sequence[int]) -> FakeDraw:
+        self.sampled.append(sampling)
         return FakeDraw(seed if sampling.seed is not None else 0)
 
     def open_embedding(self) -> FakeEmbedding:

@@ -47,16 +47,11 @@ def _breaker(text: str) -> str:
     return text
 
 
-def _pair(pair: list[Any]) -> list[Any]:
-    if len(pair) != 2:
-        raise ValueError("must be a token and its bias")
-    return pair
-
-
 # False forbids the token.
-Bias = Literal[False] | Annotated[float, Field(ge=-100, le=100)]
+Bias = Annotated[float, Field(ge=-100, le=100)] | Literal[False]
 BiasText = Annotated[str, Field(min_length=1, max_length=256)]
-BiasPair = Annotated[list[int | BiasText | Bias], AfterValidator(_pair)]
+# A list in JSON, which a strict tuple would not be made of.
+BiasPair = Annotated[tuple[int | BiasText, Bias], Field(strict=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Window = Annotated[int, Field(ge=-1, le=_INT32)]  # -1 is the whole context
 Count = Annotated[int, Field(ge=0, le=_INT32)]
@@ -144,7 +139,7 @@ class SamplingBody(Body):
         if isinstance(self.logit_bias, dict):
             yield from self.logit_bias.items()
         else:
-            yield from self.logit_bias or ()  # type: ignore[misc]
+            yield from self.logit_bias or ()
 
 
 # GGUF's names of what a model recommends for itself.
