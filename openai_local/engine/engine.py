@@ -20,6 +20,7 @@ from openai_local.engine.embedder import EmbeddingJob
 from openai_local.engine.errors import (
     EmptyPrompt,
     EngineStopped,
+    InvalidSampling,
     InvalidToken,
     ModelLoadFailed,
     PromptTooLong,
@@ -155,6 +156,10 @@ class Engine:
             if not 0 <= token < info.n_vocab:
                 raise InvalidToken(token, info.n_vocab, "stop_token_ids")
         check(request.sampling)
+        if request.logprobs is None and request.prompt_logprobs:
+            raise InvalidSampling("prompt_logprobs", "needs logprobs")
+        if request.logprobs is not None and request.logprobs < 0:
+            raise InvalidSampling("logprobs", "is less than 0")
         generation = bridge.Generation(self._cancel)
         with self._lock:
             # What the engine has counted as ended is never more than what was submitted here.

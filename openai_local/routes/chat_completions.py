@@ -19,6 +19,7 @@ from openai_local.routes.generation import (
     Choices,
     generation_request,
     off_loop,
+    read_biases,
     tokenize_prompt,
 )
 from openai_local.routes.logprobs import chat_logprobs
@@ -64,11 +65,15 @@ async def create(services: Services, request: Request) -> ASGIApp:
     max_tokens = body.max_tokens if max_tokens is None else max_tokens
     model = await services.model(request, body.model)
     tokens = await _prompt_tokens(body, model)
+    biases = await read_biases(body, model.engine)
     n = body.n or 1
-    more = {"cache_salt": body.prompt_cache_key or "", "priority": PRIORITIES[body.tier()]}
+    more: dict[str, Any] = {
+        "cache_salt": body.prompt_cache_key or "",
+        "priority": PRIORITIES[body.tier()],
+    }
     choices = Choices(
         model.engine,
-        [generation_request(body, model, tokens, max_tokens, i, **more) for i in range(n)],
+        [generation_request(body, model, tokens, max_tokens, biases, i, **more) for i in range(n)],
         per_prompt=n,
     )
     head = Head(

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp
 from openai_local.engine import Finished, Output, PromptLogprobs, PromptProgress, TextDelta
 from openai_local.routes.chunks import Chunks, Head, gather, respond
 from openai_local.routes.errors import RequestError
-from openai_local.routes.generation import Choices, generation_request
+from openai_local.routes.generation import Choices, generation_request, off_loop, read_biases
 from openai_local.routes.logprobs import TextLogprobs
 from openai_local.routes.parameters import check_completion
 from openai_local.routes.prompts import Prompt, read_prompts
@@ -52,13 +52,14 @@ async def _create(services: Services, request: Request, fixed: dict[str, Any]) -
             code="invalid_value",
         )
     n_logprobs = body.n_logprobs()
+    biases = await read_biases(body, model.engine)
     more: dict[str, Any] = {"prompt_logprobs": bool(body.echo) and n_logprobs is not None}
     if n_candidates > n and n_logprobs is None:
         more["logprobs"] = 0  # to tell which is best
     choices = Choices(
         model.engine,
         [
-            generation_request(body, model, prompt.tokens, max_tokens, i, **more)
+            generation_request(body, model, prompt.tokens, max_tokens, biases, i, **more)
             for prompt in prompts
             for i in range(n_candidates)
         ],
@@ -117,7 +118,7 @@ async def _chunks(
     writers = [_Choice(index, echo) for index in range(len(echo.prompts))]
     async with aclosing(events):
         async for index, event in events:
-            for choice in writers[index].choices(event):
+            for choice in await _choices(writers[index], event):
                 chunk = head.chunk(choice)
                 if isinstance(event, TextDelta | Finished):
                     yield with_timings(chunk, event.timings)
@@ -126,6 +127,13 @@ async def _chunks(
                 else:
                     yield chunk
     yield head.last(choices.usage())
+
+
+async def _choices(writer: _Choice, event: Output) -> list[dict[str, Any]]:
+    if not isinstance(event, PromptLogprobs):
+        return writer.choices(event)
+    n_values = sum(1 + len(token.top) for token in event.tokens)
+    return await off_loop(16 * n_values, lambda: writer.choices(event))
 
 
 def _choice(

@@ -6,7 +6,7 @@ Knows no SSE and no JSON.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -65,18 +65,28 @@ async def tokenize_all(
     )
 
 
+async def read_biases(body: GenerationBody, engine: Engine) -> dict[int, float]:
+    """The logit_bias by token; texts in it mean each of their tokens."""
+
+    def tokens_of(text: str) -> list[int]:
+        return engine.tokenize(text, add_special=False, parse_special=False)
+
+    if not body.logit_bias:
+        return {}
+    size = sum(len(what) for what, _ in body.given_biases() if isinstance(what, str))
+    return await off_loop(size, lambda: body.biases(tokens_of))
+
+
 def generation_request(
     body: GenerationBody,
     model: LoadedModel,
     prompt: Sequence[int],
     max_tokens: int | None,
+    biases: Mapping[int, float],
     choice: int,
     **more: Any,
 ) -> GenerationRequest:
     """What ``body`` asks for, of its ``choice``; ``more`` are fields of the request."""
-    biases = body.biases(
-        lambda text: model.engine.tokenize(text, add_special=False, parse_special=False)
-    )
     fields = {
         "stop": body.stops(),
         "stop_tokens": tuple(body.stop_token_ids or ()),

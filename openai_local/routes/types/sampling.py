@@ -125,7 +125,7 @@ class SamplingBody(Body):
     def biases(self, tokenize: Callable[[str], Sequence[int]]) -> dict[int, float]:
         """By token; one that is given several times gets the sum, as in llama-server."""
         biases: dict[int, float] = {}
-        for what, bias in self._given_biases():
+        for what, bias in self.given_biases():
             value = float("-inf") if bias is False else float(bias)
             if isinstance(what, int):
                 tokens: Sequence[int] = (what,)
@@ -135,7 +135,7 @@ class SamplingBody(Body):
                 biases[token] = biases.get(token, 0.0) + value
         return biases
 
-    def _given_biases(self) -> Iterator[tuple[int | str, float | Literal[False]]]:
+    def given_biases(self) -> Iterator[tuple[int | str, float | Literal[False]]]:
         if isinstance(self.logit_bias, dict):
             yield from self.logit_bias.items()
         else:
@@ -143,9 +143,9 @@ class SamplingBody(Body):
 
 
 # GGUF's names of what a model recommends for itself.
-_OWN: dict[str, tuple[str, type]] = {
+_OWN: dict[str, tuple[str, Callable[[float], float]]] = {
     "temperature": ("temp", float),
     "top_p": ("top_p", float),
-    "top_k": ("top_k", int),
+    "top_k": ("top_k", lambda value: max(int(value), 0)),  # -1 is as much as 0 in llama.cpp
     "min_p": ("min_p", float),
 }
