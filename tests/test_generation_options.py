@@ -100,6 +100,14 @@ def test_neither_end_is_drawn_before_the_least_number_of_tokens() -> None:
     assert finished(sink).usage.n_completion == 4
 
 
+def test_a_stop_token_ends_also_what_ignores_the_models_end() -> None:
+    driver = Driver(FakeBackend(next_token=spelling("abc", len(PROMPT))))
+    sampling = SamplingParams(temperature=0, ignore_eos=True)
+    sink = driver.submit(PROMPT, 9, sampling=sampling, stop_tokens=(99,))
+    driver.run()
+    assert (sink.text, finished(sink).reason) == ("ab", "stop")
+
+
 def test_time_runs_out_at_a_line_break_or_after_it() -> None:
     def text(what: str, seconds: float) -> tuple[str, str]:
         driver = Driver(FakeBackend(next_token=spelling(what, len(PROMPT))))

@@ -26,12 +26,10 @@ from openai_local.engine.messages import (
     Event,
     Failed,
     Finished,
-    FinishReason,
     GenerationRequest,
     PromptLogprobs,
     PromptProgress,
     TextDelta,
-    TokenLogprob,
 )
 from openai_local.engine.metrics import EngineMetrics
 from openai_local.engine.prefix_cache import Load
@@ -202,8 +200,8 @@ class EngineCore:
         if seed == RANDOM_SEED:
             seed = 0
         draw = None if is_greedy(sampling) else self._backend.draw(sampling, seed, prompt)
-        ends = (*self._backend.vocabulary.eog_tokens(), *request.stop_tokens)
-        sampler = Sampler(sampling, prompt, ends, draw)
+        eog = self._backend.vocabulary.eog_tokens()
+        sampler = Sampler(sampling, prompt, eog, draw, request.stop_tokens)
         sequence = Sequence(request, sampler, self._backend.info.n_ctx, message.sink)
         self._by_sink[id(message.sink)] = sequence
         if sequence.trail is not None and request.prompt_logprobs:
@@ -453,7 +451,9 @@ class EngineCore:
             token = sequence.sampler.sample(row)
             ends = sequence.ends(token, vocabulary.is_eog(token))
             text, reason = sequence.accept(token, vocabulary.piece(token), ends)
-            logprobs = self._read_token(sequence, token, None if ends else n_decoded, reason)
+            logprobs = self._logprobs.read_token(
+                sequence.trail, token, None if ends else n_decoded, sequence.detokenizer, reason
+            )
         except Exception as failure:
             logger.exception("sampling failed")
             self._fail(sequence, StepFailed(repr(failure)))
@@ -464,20 +464,6 @@ class EngineCore:
             self._outbox.append((sequence.sink, TextDelta(text, logprobs, sequence.timings())))
         if reason is not None:
             self._finish(sequence, reason)
-
-    def _read_token(
-        self, sequence: Sequence, token: int, start: int | None, reason: FinishReason | None
-    ) -> tuple[TokenLogprob, ...]:
-        """The logprobs that go with the text that ``token`` released. It begins at the character
-        ``start`` of the text, or, None, has none."""
-        trail = sequence.trail
-        if trail is None:
-            return ()
-        entry = self._logprobs.of(token, trail.n_top)
-        trail.count(entry)
-        if start is not None:
-            trail.add(entry, start, sequence.detokenizer)
-        return trail.release(sequence.detokenizer, ended=reason is not None)
 
     def _read_prompt(self, sequence: Sequence, rows: Floats) -> bool:
         trail = sequence.trail

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from openai_local.engine.backend import Floats, Vocabulary
-from openai_local.engine.messages import TokenLogprob
+from openai_local.engine.messages import FinishReason, TokenLogprob
 from openai_local.engine.text import Detokenizer
 
 # The largest k tokens are found by the maxima of blocks: 0.05 ms where a partition takes 0.5.
@@ -49,6 +49,27 @@ class LogprobReader:
     def unknown(self, token: int) -> TokenLogprob:
         """A token before which there is nothing."""
         return self._told(token, None, ())
+
+    def read_token(
+        self,
+        trail: LogprobTrail | None,
+        token: int,
+        start: int | None,
+        text: Detokenizer,
+        reason: FinishReason | None,
+    ) -> tuple[TokenLogprob, ...]:
+        """What goes with the text that ``token`` released, by the row that is held.
+
+        It begins at the character ``start``, or, None, has no text. ``reason`` is why the text
+        ends with it, if it does.
+        """
+        if trail is None:
+            return ()
+        entry = self.of(token, trail.n_top)
+        trail.count(entry)
+        if start is not None:
+            trail.add(entry, start, text)
+        return trail.release(text, ended=reason is not None)
 
     def read_prompt(self, trail: LogprobTrail, prompt: Seq[int], first: int, rows: Floats) -> None:
         """``rows``, shape (n, n_vocab), are of the tokens after ``prompt[first]`` and on."""

@@ -23,16 +23,17 @@ class Sampler:
         self,
         params: SamplingParams,
         prompt_tokens: Sequence[int],
-        end_tokens: Sequence[int],
+        eog_tokens: Sequence[int],
         draw: Draw | None,
+        stop_tokens: Sequence[int] = (),
     ) -> None:
-        """``draw`` None is greedy. ``end_tokens`` are those that end the generation."""
+        """``draw`` None is greedy. ``stop_tokens`` end the generation as ``eog_tokens`` do."""
         bias = dict(params.logit_bias)
         if params.ignore_eos:
-            bias.update(dict.fromkeys(end_tokens, -np.inf))
+            bias.update(dict.fromkeys(eog_tokens, -np.inf))
         self._bias_ids = np.fromiter(bias.keys(), np.int64, len(bias))
         self._bias = np.fromiter(bias.values(), np.float32, len(bias))
-        self._end_ids = np.fromiter(end_tokens, np.int64)
+        self._end_ids = np.array([*eog_tokens, *stop_tokens], np.int64)
         self._n_to_min = params.min_tokens
         self._draw = draw
         # Where they come later, the draw has them.
