@@ -85,6 +85,7 @@ class FakeVocabulary:
         return BOS if self._add_bos else None
 
     def piece(self, token: int) -> bytes:
+        assert 0 <= token < self.n_tokens, "only tokens have pieces"
         return bytes([token]) if token < 256 else b""
 
     def name(self, token: int) -> str:

@@ -9,6 +9,9 @@ from clients import MODEL, events_of, serving
 from fakes import FakeBackend, continuation
 from openai.types import Completion
 
+from openai_local.engine import Finished, Usage
+from openai_local.routes.generation import _mean_logprob
+
 pytestmark = pytest.mark.anyio
 
 
@@ -187,6 +190,11 @@ async def test_the_best_are_those_whose_tokens_are_likeliest_and_all_are_counted
     for response in (one, two):
         assert response.json()["usage"]["completion_tokens"] == 40
         assert response.json()["usage"]["prompt_tokens"] == 2
+
+
+def test_what_is_best_is_so_per_token() -> None:
+    assert _mean_logprob(Finished("stop", Usage(1, 4, 0), -8.0)) == -2
+    assert _mean_logprob(Finished("length", Usage(1, 0, 0), 0.0)) == 0
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,21 @@ def test_it_does_not_wait_for_another_with_the_same_prefix_either() -> None:
     assert first.text == fresh.text
 
 
+def test_neither_ram_nor_disk_is_asked_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver(FakeBackend(n_slots=1), cache_ram=1 << 20)
+    for prompt in (PROMPT, [99] * 70):
+        driver.submit(prompt, 1)
+        driver.run()
+    assert driver.core.metrics().states_saved_total == 1
+    monkeypatch.setattr(driver.core._memory, "fetch", lambda *_: pytest.fail("it was asked"))
+    fresh = driver.submit(PROMPT, 1, reuse=False)
+    driver.run()
+    monkeypatch.undo()
+    again = driver.submit([*PROMPT, 98], 1)
+    driver.run()
+    assert (finished(fresh).usage.n_cached, finished(again).usage.n_cached) == (0, 70)
+
+
 def test_progress_is_told_from_the_start_to_the_end_of_a_prompt() -> None:
     driver = Driver(FakeBackend(n_batch=32))
     driver.submit(PROMPT[:40], 1)

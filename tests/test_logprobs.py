@@ -19,6 +19,7 @@ from openai_local.engine import (
     TextDelta,
     TokenLogprob,
 )
+from openai_local.engine.backend import ABORTED, Batch
 from openai_local.engine.core import Submit
 from openai_local.engine.logprobs import BLOCK, LOWEST, LogprobReader, LogprobTrail
 from openai_local.engine.text import Detokenizer
@@ -228,6 +229,24 @@ def test_a_prompts_logprobs_outlive_a_preemption_and_others_that_decode_meanwhil
         alone.run()
         assert undisturbed.text == sinks[i].text
         assert prompt_logprobs(undisturbed).tokens == tokens
+
+
+def test_a_prompt_that_is_computed_again_after_an_aborted_step_is_read_once() -> None:
+    aborted: list[int] = []
+
+    def once(batch: Batch) -> int:
+        if batch.positions[0] == 32 and not aborted:
+            aborted.append(1)
+            return ABORTED
+        return 0
+
+    prompt = [97 + i % 26 for i in range(60)]
+    # Nothing can be dropped, so the slot is emptied and all is computed again.
+    driver = Driver(FakeBackend(n_batch=32, n_drop_max=0, faults=once))
+    sink = driver.submit(prompt, 2, logprobs=0, prompt_logprobs=True)
+    driver.run()
+    assert aborted
+    assert [entry.token for entry in prompt_logprobs(sink).tokens] == prompt
 
 
 def test_control_tokens_have_a_name_and_no_bytes() -> None:
