@@ -100,6 +100,9 @@ class FakeVocabulary:
     def eog_tokens(self) -> Sequence[int]:
         return (EOG,)
 
+    def suppressed_tokens(self) -> Sequence[int]:
+        return ()
+
 
 class FakeDraw:
     """Greedy, but a letter further for each step of the seed."""

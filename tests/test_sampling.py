@@ -70,3 +70,9 @@ def test_the_penalties_are_left_to_the_draw_where_a_step_comes_before_them() -> 
     order = ("top_k", "penalties")
     sampler(prompt=(0,), samplers=order, top_k=2, repeat_penalty=9.0).sample(logits)
     assert logits.tolist() == [4, 3, 0, 0]
+
+
+def test_what_the_model_is_not_to_say_it_never_says() -> None:
+    params = SamplingParams(logit_bias={2: 100.0})
+    sampling = Sampler(params, (), (3,), None, never=(2,))
+    assert sampling.sample(row(1, 2, 9, 0)) == 1

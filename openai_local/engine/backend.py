@@ -87,6 +87,10 @@ class Vocabulary(Protocol):
 
     def eog_tokens(self) -> Sequence[int]: ...
 
+    def suppressed_tokens(self) -> Sequence[int]:
+        """Those that the model's file says are never to be generated."""
+        ...
+
 
 class Draw(Protocol):
     """Chooses a token from one row of logits. Owned by one sequence."""

@@ -200,8 +200,11 @@ class EngineCore:
         if seed == RANDOM_SEED:
             seed = 0
         draw = None if is_greedy(sampling) else self._backend.draw(sampling, seed, prompt)
-        eog = self._backend.vocabulary.eog_tokens()
-        sampler = Sampler(sampling, prompt, eog, draw, request.stop_tokens)
+        vocabulary = self._backend.vocabulary
+        sampler = Sampler(
+            sampling, prompt, vocabulary.eog_tokens(), draw,
+            stop_tokens=request.stop_tokens, never=vocabulary.suppressed_tokens(),
+        )  # fmt: skip
         sequence = Sequence(request, sampler, self._backend.info.n_ctx, message.sink)
         self._by_sink[id(message.sink)] = sequence
         if sequence.trail is not None and request.prompt_logprobs:

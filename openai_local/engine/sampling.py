@@ -25,10 +25,13 @@ class Sampler:
         prompt_tokens: Sequence[int],
         eog_tokens: Sequence[int],
         draw: Draw | None,
+        *,
         stop_tokens: Sequence[int] = (),
+        never: Sequence[int] = (),
     ) -> None:
-        """``draw`` None is greedy. ``stop_tokens`` end the generation as ``eog_tokens`` do."""
-        bias = dict(params.logit_bias)
+        """``draw`` None is greedy. ``stop_tokens`` end the generation as ``eog_tokens`` do;
+        those of ``never`` the model is not to say."""
+        bias = {**params.logit_bias, **dict.fromkeys(never, -np.inf)}
         if params.ignore_eos:
             bias.update(dict.fromkeys(eog_tokens, -np.inf))
         self._bias_ids = np.fromiter(bias.keys(), np.int64, len(bias))

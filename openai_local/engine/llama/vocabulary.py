@@ -57,6 +57,13 @@ class LlamaVocabulary:
             lib.llama_vocab_fim_mid(self._vocab),
         )
         self._fim = fim if min(fim) >= 0 else None
+        n_suppressed = ctypes.c_int32(0)
+        suppressed = lib.llama_vocab_get_suppress_tokens(self._vocab, ctypes.byref(n_suppressed))
+        self._suppressed = (
+            tuple(token for token in suppressed[: n_suppressed.value] if 0 <= token < self.n_tokens)
+            if n_suppressed.value
+            else ()
+        )
         self._is_bpe = lib.llama_vocab_type(self._vocab) == lib.LLAMA_VOCAB_TYPE_BPE
         texts = sorted(self.control_tokens, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, texts))) if texts else None
@@ -125,6 +132,9 @@ class LlamaVocabulary:
 
     def eog_tokens(self) -> Sequence[int]:
         return self._eog
+
+    def suppressed_tokens(self) -> Sequence[int]:
+        return self._suppressed
 
     def close(self) -> None:
         """Wait for those inside, let nobody else in."""
