@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from pydantic import BaseModel, ValidationError
 
 from openai_local.routes import chat_completions, completions, embeddings
 from openai_local.routes.request import Refused
-from openai_local.routes.types.chat_completions import ChatCompletionRequest
+from openai_local.routes.types.chat_completions import ChatCompletionRequest, Message
 from openai_local.routes.types.completions import CompletionRequest
 from openai_local.routes.types.embeddings import EmbeddingRequest
 
@@ -140,3 +140,20 @@ def test_a_null_stands_for_an_absent_parameter_where_it_may() -> None:
     for name, (body_type, _, needed) in BODIES.items():
         for param in set(body_type.model_fields) - set(needed):
             assert is_valid(name, **{param: None}), (name, param)
+
+
+def test_every_field_of_a_message_is_in_our_types() -> None:
+    ours = {
+        get_args(message.model_fields["role"].annotation)[0]: message
+        for message in get_args(get_args(Message)[0])
+    }
+    checked = 0
+    for branch in schemas()["ChatCompletionRequestMessage"]["oneOf"]:
+        schema = resolved(branch)
+        (role,) = schema["properties"]["role"]["enum"]
+        if role in ours:
+            checked += 1
+            assert set(schema["properties"]) <= set(ours[role].model_fields), role
+            needed = {n for n, f in ours[role].model_fields.items() if f.is_required()}
+            assert needed == set(schema["required"]), role
+    assert checked >= 5
