@@ -15,6 +15,7 @@ from openai_local.engine.sampler_steps import (
     is_greedy,
     needs_chain,
     penalties_first,
+    recommended,
 )
 
 # With these, every step does something.
@@ -139,3 +140,12 @@ def test_what_would_fail_below_is_refused_by_name(name: str, value: Any) -> None
 def test_what_is_neutral_and_what_is_active_passes() -> None:
     check(SamplingParams())
     check(SamplingParams(**ALL, samplers=ORDER, repeat_last_n=-1, dry_penalty_last_n=-1))
+
+
+def test_what_a_file_recommends_is_taken_where_it_can_be() -> None:
+    values = {"temp": 0.6, "top_k": 20.0, "penalty_last_n": -1.0, "penalty_repeat": 1.05}
+    expected = {"temperature": 0.6, "top_k": 20, "repeat_last_n": -1, "repeat_penalty": 1.05}
+    assert recommended(values) == expected
+    assert isinstance(recommended(values)["top_k"], int)
+    assert recommended({"top_k": -1.0, "top_p": 1.5, "temp": float("nan"), "unknown": 1.0}) == {}
+    check(SamplingParams(**recommended(values)))

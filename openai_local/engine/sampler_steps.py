@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -42,6 +43,19 @@ WITH_MIROSTAT = {"penalties", "temperature"}
 
 # Dividing logits by less overflows.
 GREEDY_BELOW = 1e-6
+
+# What a model file may recommend for itself, by its names there (``general.sampling.*``).
+RECOMMENDED = {
+    "temp": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "min_p": "min_p",
+    "xtc_probability": "xtc_probability",
+    "xtc_threshold": "xtc_threshold",
+    "penalty_repeat": "repeat_penalty",
+    "penalty_last_n": "repeat_last_n",
+}
+_WHOLE = {"top_k", "repeat_last_n"}
 
 # llama.cpp cuts longer ones, within a character.
 MAX_BREAKER_BYTES = 40
@@ -93,6 +107,17 @@ def check(params: SamplingParams) -> None:
     order = params.samplers or ()
     if len(set(order)) < len(order) or not set(order) <= set(ORDER):
         raise InvalidSampling("samplers", f"must name each of {', '.join(ORDER)} at most once")
+
+
+def recommended(values: Mapping[str, float]) -> dict[str, Any]:
+    """Fields of SamplingParams from what a file recommends; what is out of range is left out."""
+    fields: dict[str, Any] = {}
+    for key, name in RECOMMENDED.items():
+        if key in values:
+            low, high = _RANGES[name]
+            if low <= values[key] <= high:
+                fields[name] = int(values[key]) if name in _WHOLE else values[key]
+    return fields
 
 
 def effective(params: SamplingParams) -> SamplingParams:

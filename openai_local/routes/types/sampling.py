@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
 from openai_local.engine import SamplingParams
-from openai_local.engine.sampler_steps import MAX_BREAKER_BYTES, MAX_BREAKERS, ORDER
+from openai_local.engine.sampler_steps import MAX_BREAKER_BYTES, MAX_BREAKERS, ORDER, recommended
 from openai_local.routes.types.common import Body
 
 MAX_BIASES = 1024
@@ -112,15 +112,12 @@ class SamplingBody(Body):
             if name not in ("logit_bias", "seed", "samplers", "dry_sequence_breakers")
         }
         given = {name: value for name, value in named.items() if value is not None}
-        own: dict[str, Any] = {
-            name: kind(defaults[key]) for name, (key, kind) in _OWN.items() if key in defaults
-        }
         if self.samplers is not None:
             given["samplers"] = tuple(self.samplers)
         if self.dry_sequence_breakers is not None:
             given["dry_sequence_breakers"] = tuple(self.dry_sequence_breakers)
         seed = None if self.seed is None else self.seed + choice
-        return SamplingParams(**{**own, **given}, logit_bias=biases, seed=seed)
+        return SamplingParams(**{**recommended(defaults), **given}, logit_bias=biases, seed=seed)
 
     def biases(self, tokenize: Callable[[str], Sequence[int]]) -> dict[int, float]:
         """By token; one that is given several times gets the sum, as in llama-server."""
@@ -140,12 +137,3 @@ class SamplingBody(Body):
             yield from self.logit_bias.items()
         else:
             yield from self.logit_bias or ()
-
-
-# GGUF's names of what a model recommends for itself.
-_OWN: dict[str, tuple[str, Callable[[float], float]]] = {
-    "temperature": ("temp", float),
-    "top_p": ("top_p", float),
-    "top_k": ("top_k", lambda value: max(int(value), 0)),  # -1 is as much as 0 in llama.cpp
-    "min_p": ("min_p", float),
-}
