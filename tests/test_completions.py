@@ -209,9 +209,9 @@ def test_what_is_best_is_so_per_token() -> None:
     ],
 )
 async def test_a_best_of_that_cannot_be_is_refused(fields: dict[str, Any]) -> None:
-    options = {"max_waiting": fields.pop("max_waiting", 2048)}
-    async with serving(**options) as client:
-        response = await client.post("/completions", json=body(**fields))
+    sent = {key: value for key, value in fields.items() if key != "max_waiting"}
+    async with serving(max_waiting=fields.get("max_waiting", 2048)) as client:
+        response = await client.post("/completions", json=body(**sent))
         same = await client.post("/completions", json=body(best_of=2, n=2, stream=True))
         none = await client.post("/completions", json=body(best_of=0))
     assert (response.status_code, response.json()["error"]["param"]) == (400, "best_of")
