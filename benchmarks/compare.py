@@ -19,6 +19,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from picture import draw
+from ratios import Ratio
 from servers import (
     Server,
     ServerFailed,
@@ -108,30 +110,26 @@ def row(name: str, server: str, figures: Sequence[Figures]) -> list[str]:
     ]
 
 
-def ratio_lines(rounds: Rounds, ours: str, theirs: str) -> list[str]:
-    """Median and range of the rounds' ratios, without those in which a request failed."""
-    lines = []
+def ratios(rounds: Rounds, ours: str, theirs: str) -> list[Ratio]:
+    """Those of all workloads, without the rounds in which a request failed."""
+    found: list[Ratio] = []
     for name in dict.fromkeys(name for name, _ in rounds):
         pairs = [
             (mine, other)
             for mine, other in zip(rounds[name, ours], rounds[name, theirs], strict=True)
             if not mine.n_errors and not other.n_errors
         ]
-        wanted = {"tokens/s": [mine.tokens_per_s / other.tokens_per_s for mine, other in pairs]}
-        if name == "choices":  # some servers count one choice's tokens only
-            wanted = {"requests/s": [other.wall_s / mine.wall_s for mine, other in pairs]}
         if name == "storm":
-            wanted = {
-                "gap p99": [mine.gap_p99_ms / other.gap_p99_ms for mine, other in pairs],
-                "long prompts' time": [mine.long_s / other.long_s for mine, other in pairs],
-            }
-        for what, values in wanted.items():
-            if values:
-                spread = f"{median(values):.2f} ({min(values):.2f}-{max(values):.2f})"
-                lines.append(f"{name}: {what} of {ours} / {theirs}: {spread}")
-            else:
-                lines.append(f"{name}: requests failed, no ratio")
-    return lines
+            gaps = [mine.gap_p99_ms / other.gap_p99_ms for mine, other in pairs]
+            longs = [mine.long_s / other.long_s for mine, other in pairs]
+            found.append(Ratio(name, "gap p99", gaps, less_is_better=True))
+            found.append(Ratio(name, "long prompts' time", longs, less_is_better=True))
+        elif name == "choices":  # some servers count one choice's tokens only
+            found.append(Ratio(name, "requests/s", [b.wall_s / a.wall_s for a, b in pairs]))
+        else:
+            speeds = [mine.tokens_per_s / other.tokens_per_s for mine, other in pairs]
+            found.append(Ratio(name, "tokens/s", speeds))
+    return found
 
 
 def as_json(rounds: Rounds) -> dict[str, Any]:
@@ -158,6 +156,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=positive, default=3, metavar="N", help="default 3")
     parser.add_argument("--seed", type=int, default=0, help="of the prompts (default 0)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every round to FILE")
+    parser.add_argument("--picture", type=Path, metavar="FILE",
+                        help="draw the ratios, as .svg or .png (needs matplotlib)")  # fmt: skip
     args = parser.parse_args()
     args.ignore_eos = True
     check_servers(parser, args)
@@ -173,11 +173,15 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 1
     print(markdown([list(HEADINGS), *(row(*key, each) for key, each in rounds.items())]))
-    if len(servers) > 1:
-        print(*ratio_lines(rounds, servers[0].name, servers[1].name), sep="\n")
+    ours, peers = servers[0].name, [server.name for server in servers[1:]]
+    compared = {peer: ratios(rounds, ours, peer) for peer in peers}
+    for peer, found in compared.items():
+        print(*(ratio.line(ours, peer) for ratio in found), sep="\n")
     print("(" + ", ".join(f"{key} {value}" for key, value in machine().items()) + ")")
     if args.json:
         args.json.write_text(json.dumps(as_json(rounds), indent=2) + "\n")
+    if args.picture and peers:
+        draw(compared, ours, args.picture)
     return 0
 
 

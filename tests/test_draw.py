@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from openai_local.engine import SamplingParams
 from openai_local.engine.backend import Draw
-from openai_local.engine.draw import BLOCK, Weights, make_draw
+from openai_local.engine.draw import BLOCK, Weights, find_in_row, make_draw
 
 
 def draw_of(n_vocab: int, seed: int = 1, **params: Any) -> Draw:
@@ -26,7 +26,7 @@ def row(*logits: float) -> np.ndarray[Any, np.dtype[np.float32]]:
 def test_a_draw_follows_the_softmax_at_its_temperature(params: dict[str, Any]) -> None:
     logits = row(0, 1, 2, -np.inf)
     draw = draw_of(4, temperature=0.5, **params)
-    counts = np.bincount([draw.draw(logits) for _ in range(20_000)], minlength=4)
+    counts = np.bincount([draw.draw(logits.copy()) for _ in range(20_000)], minlength=4)
     weights = np.exp(logits / 0.5)
     assert np.allclose(counts / 20_000, weights / weights.sum(), atol=0.015)
     assert counts[3] == 0
@@ -36,7 +36,7 @@ def test_a_draw_follows_the_softmax_at_its_temperature(params: dict[str, Any]) -
 def test_min_p_leaves_what_is_likely_enough_before_the_temperature(params: dict[str, Any]) -> None:
     logits = row(0, np.log(0.5), np.log(0.09), np.log(0.11))
     draw = draw_of(4, temperature=2.0, min_p=0.1, **params)
-    assert {draw.draw(logits) for _ in range(2000)} == {0, 1, 3}
+    assert {draw.draw(logits.copy()) for _ in range(2000)} == {0, 1, 3}
 
 
 def test_a_seed_fixes_the_draws_and_a_tiny_temperature_is_greedy() -> None:
@@ -44,7 +44,7 @@ def test_a_seed_fixes_the_draws_and_a_tiny_temperature_is_greedy() -> None:
 
     def draws(seed: int, **params: Any) -> list[int]:
         draw = draw_of(50, seed, **params)
-        return [draw.draw(logits) for _ in range(20)]
+        return [draw.draw(logits.copy()) for _ in range(20)]
 
     assert draws(1) == draws(1) != draws(2)
     assert set(draws(1, temperature=1e-40)) == set(draws(1, temperature=1e-40, top_k=9)) == {49}
@@ -79,7 +79,7 @@ def test_the_candidates_are_those_of_the_definition(
     likely = left_by(logits, top_k, min(top_p + 1e-4, 1), min_p)
     allowed = set(np.float64(logits[likely])) | expected
     draw = draw_of(n_vocab, seed, temperature=1.5, top_k=top_k or n_vocab, top_p=top_p, min_p=min_p)
-    drawn = {float(logits[draw.draw(logits)]) for _ in range(20)}
+    drawn = {float(logits[draw.draw(logits.copy())]) for _ in range(20)}
     assert drawn <= allowed
 
 
@@ -90,32 +90,31 @@ def test_all_that_top_k_leaves_is_drawn(top_k: int, offset: float) -> None:
     logits = np.random.default_rng(1).normal(offset, 0.1, 40 * BLOCK - 3).astype(np.float32)
     draw = draw_of(len(logits), top_k=top_k)
     expected = set(np.argsort(-logits)[:top_k].tolist())
-    assert {draw.draw(logits) for _ in range(2000)} == expected
+    assert {draw.draw(logits.copy()) for _ in range(2000)} == expected
 
 
 def test_all_that_top_p_leaves_is_drawn() -> None:
     logits = np.log(row(0.02, 0.4, 0.3, 0.2, 0.08))
     draw = draw_of(5, top_p=0.75)
-    assert {draw.draw(logits) for _ in range(2000)} == {1, 2, 3}
+    assert {draw.draw(logits.copy()) for _ in range(2000)} == {1, 2, 3}
 
 
 def test_a_flat_row_is_cut_by_top_p_where_no_token_is_likely() -> None:
     logits = np.zeros(100_000, np.float32)
     logits[5] = 10.0
     draw = draw_of(100_000, top_p=0.5)
-    drawn = {draw.draw(logits) for _ in range(200)}
+    drawn = {draw.draw(logits.copy()) for _ in range(200)}
     assert 5 in drawn and len(drawn) > 20
 
 
 def test_a_place_in_the_sum_finds_its_token_across_blocks_and_never_one_of_no_weight() -> None:
     n_vocab = 2 * BLOCK + 5
-    weights = Weights(n_vocab)
-    weights.row[:] = np.random.default_rng(1).random(n_vocab) ** 3 + 1e-3
+    weights = np.float32(np.random.default_rng(1).random(n_vocab) ** 3 + 1e-3)
     for empty in (slice(7), slice(BLOCK - 3, BLOCK + 3), slice(-2, None)):
-        weights.row[empty] = 0
-    sums = weights.row.cumsum(dtype=np.float64) / weights.row.sum(dtype=np.float64)
-    middles = sums - weights.row / weights.row.sum(dtype=np.float64) / 2
-    for token in np.flatnonzero(weights.row):
-        assert weights.find(middles[token]) == token
-    assert weights.find(0.0) == 7
-    assert weights.find(float(np.nextafter(1, 0))) == n_vocab - 3
+        weights[empty] = 0
+    sums = weights.cumsum(dtype=np.float64) / weights.sum(dtype=np.float64)
+    middles = sums - weights / weights.sum(dtype=np.float64) / 2
+    for token in np.flatnonzero(weights):
+        assert find_in_row(weights, middles[token]) == token
+    assert find_in_row(weights, 0.0) == 7
+    assert find_in_row(weights, float(np.nextafter(1, 0))) == n_vocab - 3

@@ -96,7 +96,7 @@ class Draw(Protocol):
     """Chooses a token from one row of logits. Owned by one sequence."""
 
     def draw(self, row: Floats) -> int:
-        """``row`` has shape (n_vocab,)."""
+        """``row`` has shape (n_vocab,); it may be written to."""
         ...
 
     def accept(self, token: int) -> None:

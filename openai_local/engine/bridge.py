@@ -11,7 +11,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError, Future
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -64,6 +64,38 @@ def _in_trio() -> bool:
     return False
 
 
+class Signal:
+    """Something has arrived. Set and waited for in one loop, by one task at a time, ever again.
+
+    An anyio.Event serves once, and making one for every token was a tenth of the loop's work.
+    """
+
+    __slots__ = ("_event",)
+
+    def __init__(self) -> None:
+        """For the calling task's loop."""
+        self._event: Any = _new_event()
+
+    def set(self) -> None:
+        self._event.set()
+
+    async def wait(self) -> None:
+        """Until it is set, which is then forgotten."""
+        await self._event.wait()
+        if isinstance(self._event, asyncio.Event):
+            self._event.clear()
+        else:
+            self._event = _new_event()  # trio's serves once, and costs little
+
+
+def _new_event() -> Any:
+    if _in_trio():
+        import trio
+
+        return trio.Event()
+    return asyncio.Event()
+
+
 class Generation:
     """One generation being made: an async iterator of events, ended by Finished.
 
@@ -75,7 +107,7 @@ class Generation:
         self.loop = Loop()
         self._cancel = cancel
         self._events: deque[Event] = deque()
-        self._arrived = anyio.Event()
+        self._arrived = Signal()
         self._ended = False
 
     def __aiter__(self) -> Generation:
@@ -90,7 +122,6 @@ class Generation:
             except BaseException:
                 self.cancel()
                 raise
-            self._arrived = anyio.Event()
         return self._pop()
 
     def take(self) -> list[Output]:
@@ -100,11 +131,16 @@ class Generation:
             taken.append(self._pop())
         return taken
 
-    def on_arrival(self, event: anyio.Event) -> None:
-        """Set ``event`` too when the next events arrive, or now if some are here."""
-        self._arrived = event
+    @property
+    def waiting(self) -> bool:
+        """Whether events are here that were not taken."""
+        return bool(self._events)
+
+    def on_arrival(self, signal: Signal) -> None:
+        """Set ``signal`` whenever events arrive, and now if some are here."""
+        self._arrived = signal
         if self._events:
-            event.set()
+            signal.set()
 
     def _pop(self) -> Output:
         event = self._events.popleft()

@@ -29,10 +29,15 @@ class Weights:
         self.blocks = np.zeros((-(-n_vocab // BLOCK), BLOCK), np.float32)
         self.row: Floats = self.blocks.reshape(-1)[:n_vocab]
 
-    def find(self, share: float) -> int:
-        """The token at ``share``, in [0, 1), of the sum of all weights. Never one of weight 0."""
-        block, rest = _find(self.blocks.sum(axis=1), share)
-        return block * BLOCK + _find(self.blocks[block], rest)[0]
+
+def find_in_row(weights: Floats, share: float) -> int:
+    """The token at ``share``, in [0, 1), of the sum of all ``weights``. Never one of weight 0."""
+    n_whole = len(weights) // BLOCK
+    sums = np.empty(n_whole + 1, np.float32)
+    np.sum(weights[: n_whole * BLOCK].reshape(n_whole, BLOCK), axis=1, out=sums[:-1])
+    sums[-1] = weights[n_whole * BLOCK :].sum()
+    block, rest = _find(sums, share)
+    return block * BLOCK + _find(weights[block * BLOCK : (block + 1) * BLOCK], rest)[0]
 
 
 def _find(weights: Floats, share: float) -> tuple[int, float]:
@@ -52,26 +57,26 @@ def make_draw(params: SamplingParams, seed: int, weights: Weights) -> Draw:
     """
     if params.top_k > 0 or params.top_p < 1:
         return TopDraw(params, seed, weights)
-    return CategoricalDraw(params, seed, weights)
+    return CategoricalDraw(params, seed)
 
 
 class CategoricalDraw:
     """Draws from the whole vocabulary, as OpenAI's defaults ask, or from what ``min_p`` leaves."""
 
-    def __init__(self, params: SamplingParams, seed: int, weights: Weights) -> None:
+    def __init__(self, params: SamplingParams, seed: int) -> None:
         self._scale = _scale(params)
         self._cut = _cut(params)
         self._random = np.random.default_rng(seed)
-        self._weights = weights
 
     def draw(self, row: Floats) -> int:
-        weights = self._weights.row
-        np.subtract(row, row.max(), out=weights)
+        # In place: after a decode nothing is in the caches, and a second array is as long again.
+        np.subtract(row, row.max(), out=row)
         if self._cut is not None:
-            weights[weights < self._cut] = -np.inf
-        np.multiply(weights, self._scale, out=weights)
-        np.exp(weights, out=weights)
-        return self._weights.find(self._random.random())
+            row[row < self._cut] = -np.inf
+        if self._scale != 1:
+            np.multiply(row, self._scale, out=row)
+        np.exp(row, out=row)
+        return find_in_row(row, self._random.random())
 
     def accept(self, token: int) -> None:
         pass

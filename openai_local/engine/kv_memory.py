@@ -6,6 +6,7 @@ Device cells, then RAM, then disk. Knows no requests. Engine thread only.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 
@@ -72,9 +73,8 @@ class KvMemory:
     def decode(self, batch: Batch) -> Floats:
         """Raises DecodeFailed."""
         rows = self._backend.decode(batch)
-        counts = np.bincount(batch.slots)
-        for slot in np.flatnonzero(counts).tolist():
-            self.cells.grow(slot, int(counts[slot]))
+        for slot, n in Counter(batch.slots.tolist()).items():
+            self.cells.grow(slot, n)
         return rows
 
     def place(self, placement: Placement) -> int:

@@ -10,11 +10,11 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
-import anyio
 import anyio.to_thread
 
 from openai_local.chat_template import RenderedPrompt
 from openai_local.engine import Engine, Finished, Generation, GenerationRequest, Output, Usage
+from openai_local.engine.bridge import Signal
 from openai_local.registry import LoadedModel
 from openai_local.routes.errors import RequestError
 from openai_local.routes.types.generation import GenerationBody
@@ -132,6 +132,9 @@ class Choices:
     async def events(self) -> AsyncGenerator[tuple[int, Output], None]:
         """What happens, with the index of the choice in which it does."""
         running = dict(enumerate(self._generations))
+        arrived = Signal()
+        for generation in self._generations:
+            generation.on_arrival(arrived)
         while running:
             for index in list(running):
                 for event in running[index].take():
@@ -139,10 +142,8 @@ class Choices:
                         self._usages[index] = event.usage
                         del running[index]
                     yield index, event
-            if running:
-                arrived = anyio.Event()
-                for generation in running.values():
-                    generation.on_arrival(arrived)
+            # An error is left alone by what came before it.
+            if running and not any(generation.waiting for generation in running.values()):
                 await arrived.wait()
 
     async def best(self, n: int) -> AsyncGenerator[tuple[int, Output], None]:
