@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+import anyio
 import pytest
 from clients import MESSAGES, MODEL, events_of, serving
 from fakes import FakeBackend, spelling
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from pydantic import BaseModel
 
 from openai_local.engine import SamplingParams
+from openai_local.routes import chat_completions, completions
+from openai_local.routes.request import Refused
+from openai_local.routes.types.chat_completions import ChatCompletionRequest
+from openai_local.routes.types.completions import CompletionRequest
 
 pytestmark = pytest.mark.anyio
 
@@ -392,3 +400,39 @@ async def test_the_time_to_predict_ends_at_a_line_break() -> None:
         cut = await client.post(TEXT, json=text(t_max_predict_ms=1))
         whole = await client.post(TEXT, json=text(t_max_predict_ms=-1))
     assert [r.json()["choices"][0]["text"] for r in (cut, whole)] == ["a\n", "a\nb"]
+
+
+VALUES = st.sampled_from(
+    [
+        True, False, 0, 1, -1, 3, 0.5, 1.5, 2**31, 2**64, 1e308, "", "a", "tkp", "24h", "auto",
+        [], {}, ["a"], [97], [256], [[97, 1]], [["a", False]], {"97": 1}, {"a": False},
+        ["top_k", "temperature"], {"include_usage": True}, {"include_obfuscation": True}, [None],
+        {"mode": "implicit"}, "\u0000",
+    ]
+)  # fmt: skip
+
+
+def parameters(body_type: type[BaseModel], refused: Refused) -> st.SearchStrategy[dict[str, Any]]:
+    names = sorted({*body_type.model_fields, *refused} - {"model", "messages", "prompt"})
+    return st.dictionaries(st.sampled_from(names), VALUES, min_size=1, max_size=4)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    for_chat=parameters(ChatCompletionRequest, chat_completions.REFUSED),
+    for_text=parameters(CompletionRequest, completions.REFUSED),
+)
+def test_whatever_is_sent_gets_an_answer_or_is_refused_by_a_name_in_it(
+    for_chat: dict[str, Any], for_text: dict[str, Any]
+) -> None:
+    async def ask() -> None:
+        async with serving(FakeBackend(fim=(1, 2, 3))) as client:
+            for path, body in ((CHAT, chat(**for_chat)), (TEXT, text(**for_text))):
+                response = await client.post(path, json=body)
+                if response.status_code == 200:
+                    assert '"error":{' not in response.text
+                else:
+                    assert response.status_code == 400, response.text
+                    assert response.json()["error"]["param"].split(".")[0] in body
+
+    anyio.run(ask)
