@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from openai_local.application import Application
 from openai_local.config import load_settings
 from openai_local.engine import Engine, EngineConfig, ModelInfo, SamplingParams
 from openai_local.engine.backend import NO_PLACE, Batch, DecodeFailed, Floats, State
+from openai_local.engine.disk_cache import DiskMetrics
+from openai_local.engine.disk_index import DiskEntry, DiskIndex, Match
+from openai_local.engine.state_file import digest, pack
 
 EOG = 256
 BOS = 257
@@ -163,8 +167,70 @@ class FakeEmbedding:
         pass
 
 
+class FakeDisk:
+    """Stands for a DiskCache of few files, and answers a fetch when it is told to."""
+
+    def __init__(self, files: dict[DiskEntry, State], *, n_files: int, can_drop: bool) -> None:
+        """``files`` outlive it."""
+        self.files = files
+        self.closed = False
+        self.fetches: list[tuple[DiskEntry, Future[State]]] = []
+        self._n_files = n_files
+        self._can_drop = can_drop
+        self._index = DiskIndex()
+        for entry in files:
+            self._index.add(entry)
+
+    def match(self, prompt: Sequence[int], salt: str) -> Match:
+        return self._index.match(pack(prompt)[:-4], digest(salt), whole=not self._can_drop)
+
+    def fetch(self, entry: DiskEntry) -> Future[State]:
+        assert not self.closed
+        future: Future[State] = Future()
+        self.fetches.append((entry, future))
+        return future
+
+    def answer(self, *, broken: bool = False) -> None:
+        """The oldest fetch, if there is one."""
+        if self.fetches:
+            entry, future = self.fetches.pop(0)
+            if future.set_running_or_notify_cancel():
+                if broken or entry not in self.files:
+                    self._index.remove(entry)
+                    future.set_exception(OSError("a fault for the test"))
+                else:
+                    future.set_result(self.files[entry].copy())
+
+    def reject(self, tokens: Sequence[int], salt: str) -> None:
+        entry = self._index.find(pack(tokens), digest(salt))
+        if entry is not None:
+            self._index.remove(entry)
+
+    def put(self, tokens: Sequence[int], salt: str, state: State) -> None:
+        assert not self.closed
+        assert state.view(np.int32).tolist() == list(tokens), "a state is what it is kept as"
+        entry = DiskEntry(Path(), digest(salt), pack(tokens), state.nbytes)
+        if self._index.find(entry.tokens, entry.salt) is None:
+            self._index.add(entry)
+        self.files[entry] = state
+        if len(self.files) > self._n_files:
+            oldest = next(iter(self.files))
+            del self.files[oldest]
+            self._index.remove(oldest)
+
+    def metrics(self) -> DiskMetrics:
+        return DiskMetrics(sum(s.nbytes for s in self.files.values()), len(self.files), 0, 0)
+
+    def close(self, timeout_s: float) -> None:
+        self.closed = True
+        for _, future in self.fetches:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(OSError("closed"))
+
+
 class FakeBackend:
-    """Slots that hold token lists; ``faults`` gives the code with which a decode fails."""
+    """Slots that hold token lists; ``faults`` gives the code with which a decode fails, and
+    ``state_faults`` tells whether the next save or load does."""
 
     def __init__(
         self,
@@ -182,6 +248,7 @@ class FakeBackend:
         sampling_defaults: dict[str, float] | None = None,
         step_s: float = 0.0,
         faults: Callable[[Batch], int] = lambda batch: 0,
+        state_faults: Callable[[], bool] = lambda: False,
         whole_inputs: bool = False,
         fim: tuple[int, int, int] | None = None,
     ) -> None:
@@ -195,6 +262,10 @@ class FakeBackend:
         self._next_token = next_token
         # A pool of cells makes it the unified layout.
         self.unified = n_cells is not None
+        self._windowed = bool(n_drop_max)
+        self.shares_cells = self.unified and not self._windowed
+        # A state of a window has no more than the last tokens look back to.
+        self._n_whole = [0] * n_slots
         self.n_cells = n_ctx * n_slots if n_cells is None else n_cells
         self.n_drop_max = n_ctx if n_drop_max is None else n_drop_max
         self.fingerprint = "fake"
@@ -202,6 +273,8 @@ class FakeBackend:
         self._cells: list[list[object]] = [[] for _ in range(n_slots)]
         self._step_s = step_s
         self._faults = faults
+        self._state_faults = state_faults
+        self._n_refused = 0
         self._whole_inputs = whole_inputs
         self.info = ModelInfo(
             path="fake.gguf", description="fake", n_params=0, n_vocab=N_VOCAB, n_embd=8,
@@ -252,7 +325,16 @@ class FakeBackend:
 
     def copy(self, source: int, target: int) -> None:
         assert source != target
+        if self.unified and self._windowed:
+            self.truncate(target, 0)
+            tokens = list(self.slots[source])
+            if len(tokens) + self.n_used <= self.n_cells:
+                for token in tokens:
+                    self._append(target, token)
+                self._n_whole[target] = len(tokens)
+            return
         self.slots[target] = list(self.slots[source])
+        self._n_whole[target] = self._n_whole[source]
         if self.unified:
             self._cells[target] = list(self._cells[source])
         else:
@@ -262,7 +344,10 @@ class FakeBackend:
     def truncate(self, slot: int, n_keep: int) -> bool:
         held = self.slots[slot]
         n_dropped = len(held) - n_keep
-        kept = n_keep == 0 or 0 <= n_dropped <= self.n_drop_max
+        kept = 0 <= n_dropped <= self.n_drop_max and n_keep >= self._n_whole[slot]
+        kept = kept or n_keep == 0
+        if not kept or n_keep == 0:
+            self._n_whole[slot] = 0
         self.slots[slot] = held[:n_keep] if kept else []
         self._cells[slot] = self._cells[slot][:n_keep] if kept else []
         return kept
@@ -270,17 +355,26 @@ class FakeBackend:
     def save(self, slot: int) -> State | None:
         if slot in self._copying:
             return None
+        if self._state_faults():
+            self._n_refused += 1
+            if self._n_refused % 2:
+                raise MemoryError
+            return None
         return np.array(self.slots[slot], np.int32).view(np.uint8)
 
     def load(self, slot: int, state: State) -> bool:
         if slot in self._copying:
             return False
         tokens = [int(token) for token in state.view(np.int32)]
+        assert len(tokens) <= self.info.n_ctx, "a longer state never gets here"
         self.truncate(slot, 0)
+        if self._state_faults():
+            return False
         if self.unified and len(tokens) + self.n_used > self.n_cells:
             return False
         for token in tokens:
             self._append(slot, token)
+        self._n_whole[slot] = len(tokens) if self._windowed else 0
         return True
 
     def draw(self, sampling: SamplingParams, seed: int, prompt: Sequence[int]) -> FakeDraw:
@@ -292,6 +386,13 @@ class FakeBackend:
 
     def close(self) -> None:
         self.closed = True
+
+    def reopen(self) -> None:
+        """As after a restart."""
+        self.closed = False
+        self._copying.clear()
+        for slot in range(self.n_slots):
+            self.truncate(slot, 0)
 
 
 def fake_engine(backend: FakeBackend | None = None) -> Engine:

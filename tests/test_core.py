@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+import anyio
 import numpy as np
 import pytest
-from fakes import EOG, FakeBackend, FakeDraw, continuation, letters, spelling
+from fakes import EOG, FakeBackend, FakeDisk, FakeDraw, continuation, letters, spelling
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openai_local.engine import (
     DeadlineExceeded,
+    Engine,
     EngineConfig,
     EngineStopped,
     Failed,
@@ -27,11 +31,14 @@ from openai_local.engine import (
     StepFailed,
     TextDelta,
     core,
+    fetches,
+    kv_memory,
     prefix_cache,
 )
 from openai_local.engine.backend import ABORTED, NO_PLACE
 from openai_local.engine.core import Cancel, EngineCore, Message, Submit
 from openai_local.engine.embedder import EmbeddingJob
+from openai_local.engine.sequence import Status
 
 GREEDY = SamplingParams(temperature=0)
 
@@ -44,6 +51,11 @@ class Sink:
     events: list[Any] = field(default_factory=list)
     gone: bool = False
     cancelled: bool = False
+    ended_early: type[Exception] | None = None  # with this error
+
+    @property
+    def disturbed(self) -> bool:
+        return self.cancelled or self.gone or self.ended_early is not None
 
     @property
     def ended(self) -> bool:
@@ -57,16 +69,32 @@ class Sink:
 class Driver:
     """An EngineCore whose inbox and deliveries are lists."""
 
-    def __init__(self, backend: FakeBackend, **config: Any) -> None:
+    def __init__(self, backend: FakeBackend, disks: Sequence[FakeDisk] = (), **config: Any) -> None:
+        """The last of ``disks`` is the present one, and answers when nothing else is to do."""
         self.backend = backend
         self.inbox: SimpleQueue[Message] = SimpleQueue()
+        self.disks = disks
+        self.n_reused = 0  # before a restart
+        self._config = EngineConfig(Path("fake"), **config)
+        self._open()
+
+    def _open(self) -> None:
         self.core = EngineCore(
-            backend,
-            EngineConfig(Path("fake"), **config),
-            lambda: [],
-            self._deliver,
-            self.inbox.put,
+            self.backend, self._config, self._take, self._deliver, self.inbox.put
         )
+
+    def _take(self) -> list[Message]:
+        return [self.inbox.get() for _ in range(self.inbox.qsize())]
+
+    def restart(self) -> None:
+        self.n_reused += self.core.metrics().prompt_tokens_reused_total
+        self.core.close(self._take())
+        assert self.backend.closed and not self.core._by_sink
+        self.backend.reopen()
+        self._open()
+
+    def step(self, messages: Sequence[Message] = ()) -> bool:
+        return self.core.step([*messages, *self._take()])
 
     def _deliver(self, events: list[tuple[Sink, Any]]) -> list[Sink]:
         for sink, event in events:
@@ -77,15 +105,22 @@ class Driver:
     def submit(self, prompt: Sequence[int], max_tokens: int | None = 8, **kwargs: Any) -> Sink:
         request = GenerationRequest(prompt, max_tokens, kwargs.pop("sampling", GREEDY), **kwargs)
         sink = Sink(request)
-        self.core.step([Submit(sink, request)])
+        self.step([Submit(sink, request)])
         return sink
 
     def run(self, messages: Sequence[Message] = (), n_steps: int = 10_000) -> None:
-        busy = self.core.step(list(messages))
+        busy = self.step(messages)
         while busy or self.core.metrics().sequences_waiting:
             n_steps -= 1
             assert n_steps > 0, "the engine does not come to rest"
-            busy = self.core.step([] if busy else [self.inbox.get(timeout=10)])
+            late: list[Message] = []
+            if not busy:
+                assert self.core.wake_in_s() is not None, "it sleeps for ever"
+                if self.disks:
+                    self.disks[-1].answer()
+                else:
+                    late = [self.inbox.get(timeout=10)]
+            busy = self.step(late)
 
     def check_nothing_is_left(self) -> None:
         metrics = self.core.metrics()
@@ -96,7 +131,12 @@ class Driver:
             + metrics.requests_failed_total
         )
         assert not self.core._by_sink
+        assert not self.core._fetching and self.core.wake_in_s() is None
+        self.step()  # what was cancelled last tells of itself
+        fetches = self.core._memory.fetches
+        assert fetches is None or not fetches._by_entry
         assert self.core._cache.n_running == 0
+        assert FakeDraw.open_draws == 0
         cells, backend = self.core._memory.cells, self.backend
         assert [cells.n_held(i) for i in range(backend.n_slots)] == [len(x) for x in backend.slots]
         assert cells.n_used == backend.n_used == metrics.cells_used
@@ -116,27 +156,32 @@ prompts = st.builds(
     st.lists(st.integers(97, 100), min_size=1, max_size=10),
 )
 lengths = st.one_of(st.integers(0, 12), st.integers(30, 60))
-operations = st.lists(
-    st.one_of(
-        st.tuples(st.just("submit"), prompts, lengths),
-        st.tuples(st.just("submit"), prompts, lengths),
-        st.tuples(st.just("extend"), st.integers(0, 50), lengths),
-        st.tuples(st.just("cancel"), st.integers(0, 50), st.just(0)),
-        st.tuples(st.just("leave"), st.integers(0, 50), st.just(0)),
-        st.tuples(st.just("embed"), prompts, st.just(0)),
-        st.tuples(st.just("step"), st.integers(1, 6), st.just(0)),
-    ),
-    max_size=40,
+operation = st.one_of(
+    st.tuples(st.just("submit"), prompts, lengths),
+    st.tuples(st.just("submit"), prompts, lengths),
+    st.tuples(st.just("extend"), st.integers(0, 50), lengths),
+    st.tuples(st.just("cancel"), st.integers(0, 50), st.just(0)),
+    st.tuples(st.just("leave"), st.integers(0, 50), st.just(0)),
+    st.tuples(st.just("late"), st.integers(0, 50), st.just(0)),
+    st.tuples(st.just("embed"), prompts, st.just(0)),
+    st.tuples(st.just("step"), st.integers(1, 6), st.just(0)),
+    st.tuples(st.just("answer"), st.booleans(), st.just(0)),
+    st.tuples(st.just("restart"), st.just(0), st.just(0)),
+)
+# Hypothesis' lists are short, and only long ones fill all that there is.
+operations = st.one_of(
+    st.lists(operation, max_size=40), st.lists(operation, min_size=25, max_size=60)
 )
 
 
-def play(driver: Driver, steps: list[Any], strict: bool = True) -> tuple[list[Sink], list[Any]]:
+def play(driver: Driver, steps: list[Any]) -> tuple[list[Sink], list[EmbeddingJob]]:
     """Do the operations, then run to rest."""
     sinks: list[Sink] = []
     jobs: list[EmbeddingJob] = []
     for what, value, n in steps:
         if what == "submit":
-            sinks.append(driver.submit(value, n, priority=len(value) % 3))
+            sampling = GREEDY if n % 2 else SamplingParams(seed=0)  # which the fake takes for it
+            sinks.append(driver.submit(value, n, priority=len(value) % 3, sampling=sampling))
         elif what == "extend" and sinks:
             # A conversation goes on from what was said.
             before = sinks[value % len(sinks)]
@@ -145,17 +190,45 @@ def play(driver: Driver, steps: list[Any], strict: bool = True) -> tuple[list[Si
         elif what == "cancel" and sinks:
             sink = sinks[value % len(sinks)]
             sink.cancelled = True
-            driver.core.step([Cancel(sink)])
+            driver.step([Cancel(sink)])
         elif what == "leave" and sinks:
             sinks[value % len(sinks)].gone = True
+        elif what == "late" and sinks:
+            be_late(driver, sinks[: value % len(sinks) + 1])
         elif what == "embed":
             jobs.append(EmbeddingJob([value[:64], value[:3]]))
-            driver.core.step([jobs[-1]])
+            driver.step([jobs[-1]])
         elif what == "step":
             for _ in range(value):
-                driver.core.step([])
+                driver.step()
+        elif what == "answer" and driver.disks:
+            driver.disks[-1].answer(broken=value)
+        elif what == "restart":
+            end_early(driver, sinks, EngineStopped)
+            driver.restart()
+            assert all(job.future.done() for job in jobs)
     driver.run()
     return sinks, jobs
+
+
+def be_late(driver: Driver, sinks: list[Sink]) -> None:
+    """The time of these, the oldest ones, is over."""
+    late = [driver.core._by_sink[id(s)] for s in sinks if id(s) in driver.core._by_sink]
+    for sequence in late:
+        sequence.submitted_s -= 10 * TIMEOUT_S
+    end_early(driver, sinks, DeadlineExceeded)
+    driver.step()
+    assert all(sequence.status is Status.ENDED for sequence in late)
+
+
+def end_early(driver: Driver, sinks: list[Sink], error: type[Exception]) -> None:
+    """Those that have not ended will do so with ``error``."""
+    for sink in sinks:
+        if id(sink) in driver.core._by_sink:
+            sink.ended_early = error
+
+
+TIMEOUT_S = 1e6
 
 
 @dataclass(frozen=True)
@@ -167,9 +240,13 @@ class Machine:
     n_drop_max: int | None  # None: a cell a token; 0: one state, as recurrent models have
     n_cells: int | None  # None: the streams layout
     cache_ram: int  # a token takes 4 bytes
+    n_files: int | None  # None: no disk
+    bad_states: frozenset[int]  # of saves and loads, by their number
     gap_steps: int
 
-    def driver(self, faults: Callable[[Any], int] = lambda batch: 0) -> Driver:
+    @contextmanager
+    def driver(self, faults: Callable[[Any], int] = lambda batch: 0) -> Iterator[Driver]:
+        numbers = count()
         backend = FakeBackend(
             n_ctx=128,
             n_slots=self.n_slots,
@@ -178,15 +255,30 @@ class Machine:
             n_drop_max=self.n_drop_max,
             n_cells=self.n_cells,
             faults=faults,
+            state_faults=lambda: next(numbers) in self.bad_states,
         )
-        return Driver(backend, cache_ram=self.cache_ram)
+        files: dict[Any, Any] = {}
 
-    def patch(self, patch: pytest.MonkeyPatch) -> None:
-        patch.setattr(core, "GAP_STEPS", self.gap_steps)
-        patch.setattr(core, "HEADROOM_TOKENS", 1)
-        # Short prompts are as good as long ones.
-        for name in ("MIN_COPY_TOKENS", "MIN_SAVE_TOKENS"):
-            patch.setattr(prefix_cache, name, 8)
+        def open_disk(*args: Any, can_drop: bool, **options: Any) -> FakeDisk:
+            disks.append(FakeDisk(files, n_files=self.n_files or 0, can_drop=can_drop))
+            return disks[-1]
+
+        disks: list[FakeDisk] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(kv_memory, "DiskCache", open_disk)
+            patch.setattr(core, "GAP_STEPS", self.gap_steps)
+            patch.setattr(core, "HEADROOM_TOKENS", 1)
+            # Short prompts are as good as long ones.
+            patch.setattr(prefix_cache, "MIN_COPY_TOKENS", 8)
+            for module in (prefix_cache, fetches):
+                patch.setattr(module, "MIN_SAVE_TOKENS", 8)
+            yield Driver(
+                backend,
+                disks,
+                cache_ram=self.cache_ram,
+                cache_dir=None if self.n_files is None else Path("nowhere"),
+                request_timeout_s=TIMEOUT_S,
+            )
 
 
 machines = st.builds(
@@ -196,6 +288,8 @@ machines = st.builds(
     n_drop_max=st.sampled_from([None, None, 0, 16]),
     n_cells=st.sampled_from([None, 128, 160, 300]),
     cache_ram=st.sampled_from([0, 1000, 100_000]),
+    n_files=st.sampled_from([None, 2, 100]),
+    bad_states=st.frozensets(st.integers(0, 30), max_size=8),
     gap_steps=st.sampled_from([1, 3, core.GAP_STEPS]),
 )
 
@@ -205,14 +299,17 @@ machines = st.builds(
 def test_arbitrary_arrivals_and_cancellations_change_nobodys_text(
     steps: list[Any], machine: Machine
 ) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        machine.patch(patch)
-        driver = machine.driver()
+    with machine.driver() as driver:
         sinks, jobs = play(driver, steps)
+        driver.check_nothing_is_left()
+        metrics = driver.core.metrics()
     for sink in sinks:
         whole = expected(sink.request, 128)
-        if sink.cancelled or sink.gone:
+        if sink.disturbed:
             assert whole.startswith(sink.text)
+            assert sink.ended or sink.cancelled or sink.gone
+            if sink.ended_early:
+                assert isinstance(sink.events[-1].error, sink.ended_early)
         else:
             assert sink.text == whole
             assert isinstance(sink.events[-1], Finished)
@@ -220,9 +317,14 @@ def test_arbitrary_arrivals_and_cancellations_change_nobodys_text(
             assert usage.n_prompt == len(sink.request.prompt_tokens)
             assert usage.n_completion == len(whole)
             assert 0 <= usage.n_cached < usage.n_prompt
+    if not any(sink.disturbed for sink in sinks):
+        n_cached = sum(sink.events[-1].usage.n_cached for sink in sinks)
+        assert metrics.prompt_tokens_reused_total + driver.n_reused == n_cached
+    assert metrics.prompt_tokens_reused_slot_total >= 0
+    restarted = any(what == "restart" for what, _, _ in steps)
     for job in jobs:
-        assert np.allclose(np.linalg.norm(job.future.result(0), axis=1), 1)
-    driver.check_nothing_is_left()
+        if not (restarted and isinstance(job.future.exception(0), EngineStopped)):
+            assert np.allclose(np.linalg.norm(job.future.result(0), axis=1), 1)
 
 
 @settings(max_examples=300, deadline=None)
@@ -247,27 +349,25 @@ def test_a_failing_step_fails_what_was_in_it_or_nothing_and_the_rest_goes_on(
             )
         return code
 
-    with pytest.MonkeyPatch.context() as patch:
-        machine.patch(patch)
-        driver = machine.driver(faults)
+    with machine.driver(faults) as driver:
         sinks, _ = play(driver, steps)
+        driver.check_nothing_is_left()
     for sink in sinks:
         whole = expected(sink.request, 128)
         assert whole.startswith(sink.text)
-        if sink.cancelled or sink.gone:
+        assert sink.ended or sink.cancelled or sink.gone
+        if sink.disturbed:
             continue
-        assert sink.ended
         if isinstance(sink.events[-1], Failed):
             assert isinstance(sink.events[-1].error, StepFailed)
             assert id(sink) in lost or set(failing.values()) & {1, 2}
         else:
             assert sink.text == whole
-    driver.check_nothing_is_left()
 
 
 @settings(max_examples=50, deadline=None)
-@given(operations, st.integers(0, 20))
-def test_closing_answers_everybody_and_frees_the_backend(steps: list[Any], n: int) -> None:
+@given(st.integers(0, 20))
+def test_closing_answers_everybody_and_frees_the_backend(n: int) -> None:
     driver = Driver(FakeBackend(n_ctx=128, n_slots=2))
     sinks = [driver.submit([97] * (i % 60 + 1), 10) for i in range(n)]
     late = Sink(GenerationRequest([97]))
@@ -295,6 +395,14 @@ def test_every_step_gives_each_running_sequence_one_token_while_prompts_are_comp
     assert not long.text
     driver.run()
     assert long.text == expected(long.request, 4096)
+
+
+@pytest.mark.parametrize("n_batch", [4, 15])
+def test_no_batch_is_larger_than_the_backend_takes_however_small_that_is(n_batch: int) -> None:
+    driver = Driver(FakeBackend(n_slots=2, n_batch=n_batch))
+    sinks = [driver.submit(list(range(i, i + 16))) for i in range(3)]
+    driver.run()
+    assert [sink.text for sink in sinks] == [expected(sink.request, 256) for sink in sinks]
 
 
 def test_more_requests_than_slots_are_served_in_arrival_order() -> None:
@@ -607,6 +715,22 @@ def test_prefixes_that_come_one_after_another_are_saved_once_their_end_is_known(
     assert cached == [0, 0, 80, 80]
 
 
+@pytest.mark.parametrize("n_drop_max", [0, 16])
+def test_a_turn_goes_on_from_the_prompt_before_though_its_thoughts_are_left_out(
+    n_drop_max: int,
+) -> None:
+    driver = Driver(FakeBackend(n_ctx=1024, n_slots=2, n_drop_max=n_drop_max))
+    prompt = [i % 200 for i in range(300)]
+    driver.submit(prompt, 100)
+    driver.run()
+    opening = prefix_cache.N_OPENING_TOKENS - 2
+    turn = driver.submit([*prompt[:-opening], *range(50)])
+    driver.run()
+    assert turn.text == expected(turn.request, 1024)
+    assert turn.events[-1].usage.n_cached == 300 - prefix_cache.N_OPENING_TOKENS
+    driver.check_nothing_is_left()
+
+
 def test_an_aborted_step_is_taken_again() -> None:
     n_calls = 0
 
@@ -649,7 +773,7 @@ def test_what_was_computed_before_a_restart_comes_back_from_the_disk(tmp_path: P
     for n_drop_max in (None, 0):
         folder = tmp_path / str(n_drop_max)
         before = Driver(FakeBackend(n_drop_max=n_drop_max), cache_dir=folder)
-        first = before.submit([97, 98] * 50, 5)
+        first = before.submit([97, 98] * 50, 5, cache_salt="mine")
         before.run()
         before.core.close([])
         assert before.backend.closed
@@ -657,24 +781,45 @@ def test_what_was_computed_before_a_restart_comes_back_from_the_disk(tmp_path: P
         after = Driver(FakeBackend(n_drop_max=n_drop_max), cache_dir=folder)
         wait_for_scan(after)
         prompt = [*[97, 98] * 50, *first.text.encode(), 99]
-        sinks = together(after, [GenerationRequest([*prompt, 97 + i], 5, GREEDY) for i in range(3)])
+        mine = [GenerationRequest([*prompt, 97 + i], 5, GREEDY, (), "mine") for i in range(3)]
+        sinks = together(after, mine)
         for sink in sinks:
             assert sink.text == expected(sink.request, 256)
             assert sink.events[-1].usage.n_cached >= 104
         assert after.core.metrics().prompt_tokens_reused_disk_total >= 104
-        other = after.submit([*prompt, 99], 5, cache_salt="another")
+        other = after.submit([*prompt, 99], 5, cache_salt="")
         after.run()
         assert other.events[-1].usage.n_cached == 0
         after.check_nothing_is_left()
         after.core.close([])
 
 
-def test_a_damaged_state_on_disk_is_computed_again(tmp_path: Path) -> None:
-    before = Driver(FakeBackend(), cache_dir=tmp_path)
+def kept(folder: Path) -> Path:
+    """The one file that an engine leaves behind which knows a prompt of 100 tokens."""
+    before = Driver(FakeBackend(), cache_dir=folder)
     before.submit([97, 98] * 50, 5)
     before.run()
     before.core.close([])
-    (file,) = tmp_path.iterdir()
+    (file,) = folder.iterdir()
+    return file
+
+
+def test_what_several_had_in_common_is_kept_and_kept_once(tmp_path: Path) -> None:
+    shared = [97, 98] * 60
+    before = Driver(FakeBackend(n_slots=8), cache_dir=tmp_path)
+    together(before, [GenerationRequest([*shared, 100 + i], 5, GREEDY) for i in range(8)])
+    before.core.close([])
+    assert len(list(tmp_path.iterdir())) == 1
+    after = Driver(FakeBackend(), cache_dir=tmp_path)
+    wait_for_scan(after)
+    sink = after.submit([*shared, 97], 5)
+    after.run()
+    assert sink.events[-1].usage.n_cached == 120
+    after.core.close([])
+
+
+def test_a_damaged_state_on_disk_is_computed_again(tmp_path: Path) -> None:
+    file = kept(tmp_path)
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
@@ -685,6 +830,136 @@ def test_a_damaged_state_on_disk_is_computed_again(tmp_path: Path) -> None:
     assert again.text == expected(again.request, 256)
     assert again.events[-1].usage.n_cached == 0
     after.core.close([])
+
+
+def test_reuse_counts_for_the_tier_that_it_came_from(tmp_path: Path) -> None:
+    kept(tmp_path)
+    driver = Driver(FakeBackend(n_slots=1), cache_dir=tmp_path)
+    wait_for_scan(driver)
+    tiers = []
+    for prompt in ([97, 98] * 50, [97, 98] * 50, [99] * 100, [97, 98] * 50):
+        driver.submit(prompt, 5)
+        driver.run()
+        metrics = driver.core.metrics()
+        tiers.append(
+            (
+                metrics.prompt_tokens_reused_slot_total,
+                metrics.prompt_tokens_reused_ram_total,
+                metrics.prompt_tokens_reused_disk_total,
+            )
+        )
+    assert tiers == [(0, 0, 99), (99, 0, 99), (99, 0, 99), (99, 99, 99)]
+    assert metrics.ram_bytes == (104 + 104) * 4
+    assert metrics.disk_bytes == sum(file.stat().st_size for file in tmp_path.iterdir())
+    driver.core.close([])
+
+
+def test_what_does_not_fit_into_ram_is_not_read_from_the_disk(tmp_path: Path) -> None:
+    kept(tmp_path)
+    for cache_ram, n_cached in ((104 * 4 - 1, 0), (104 * 4, 99)):
+        driver = Driver(FakeBackend(), cache_dir=tmp_path, cache_ram=cache_ram)
+        wait_for_scan(driver)
+        sink = driver.submit([97, 98] * 50, 5)
+        driver.run()
+        assert sink.events[-1].usage.n_cached == n_cached
+        driver.core.close([])
+
+
+def test_a_state_that_cannot_be_loaded_is_not_tried_again(tmp_path: Path) -> None:
+    kept(tmp_path)
+    driver = Driver(FakeBackend(state_faults=lambda: True), cache_dir=tmp_path)
+    wait_for_scan(driver)
+    sink = driver.submit([97, 98] * 50, 5)
+    driver.run()
+    assert sink.text == expected(sink.request, 256)
+    assert sink.events[-1].usage.n_cached == 0
+    assert driver.core.metrics().ram_bytes == 0
+    disk = driver.core._memory._disk
+    assert disk is not None and disk.match([97, 98] * 50, "") == (None, 0)
+    driver.core.close([])
+
+
+def test_an_engine_that_died_keeps_nothing_of_what_it_no_longer_knows(tmp_path: Path) -> None:
+    driver = Driver(FakeBackend(), cache_dir=tmp_path)
+    driver.submit([97, 98] * 50, 5)
+    driver.run()
+
+    def break_down(events: Any) -> None:
+        raise RuntimeError("a mistake")
+
+    driver.core._deliver = break_down
+    with pytest.raises(RuntimeError):
+        driver.submit([97], 0)
+    driver.core._deliver = driver._deliver
+    driver.core.close([])
+    assert driver.backend.closed and not list(tmp_path.iterdir())
+
+
+class DiskOfOne(FakeDisk):
+    """Has the state of a prompt of 100 tokens."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__({}, n_files=9, can_drop=True)
+        self.put([97, 98] * 50, "", np.array([97, 98] * 50, np.int32).view(np.uint8))
+
+
+class HangingDisk(DiskOfOne):
+    """Never answers."""
+
+    def answer(self, *, broken: bool = False) -> None:
+        pass
+
+
+@pytest.mark.parametrize("who", [0, 1])
+def test_what_two_wait_for_is_read_once_also_when_one_of_them_leaves(
+    who: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = DiskOfOne()
+    monkeypatch.setattr(kv_memory, "DiskCache", lambda *args, **options: disk)
+    driver = Driver(FakeBackend(), [disk], cache_dir=Path("nowhere"))
+    sinks = [driver.submit([97, 98] * 50, 5) for _ in range(2)]
+    assert len(disk.fetches) == 1
+    driver.step([Cancel(sinks[who])])
+    driver.run()
+    assert sinks[1 - who].events[-1].usage.n_cached == 99
+    driver.check_nothing_is_left()
+
+
+def test_a_prompt_waits_for_the_disk_no_longer_than_computing_it_takes(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(kv_memory, "DiskCache", HangingDisk)
+    driver = Driver(FakeBackend(), cache_dir=Path("nowhere"))
+    waiting, other = driver.submit([97, 98] * 50, 5), driver.submit([99] * 30, 5)
+    while driver.step():
+        pass
+    assert other.ended and not waiting.events
+    wait_s = driver.core.wake_in_s()
+    assert wait_s is not None and core.MIN_FETCH_TIMEOUT_S < wait_s <= core.FETCH_TIMEOUT_S
+    # Now that it is known how fast prompts are computed, another waits for less.
+    driver.submit([97, 98] * 50, 5)
+    wait_s = driver.core.wake_in_s()
+    assert wait_s is not None and 0 < wait_s <= core.MIN_FETCH_TIMEOUT_S
+    over = time.monotonic() + core.FETCH_TIMEOUT_S
+    monkeypatch.setattr(time, "monotonic", lambda: over)
+    assert driver.core.wake_in_s() == 0
+    driver.run()
+    assert waiting.text == expected(waiting.request, 256)
+    assert "the disk takes too long" in caplog.text
+    driver.check_nothing_is_left()
+
+
+@pytest.mark.anyio
+async def test_an_engine_that_sleeps_until_the_disk_answers_wakes_up_for_a_deadline(
+    monkeypatch: pytest.MonkeyPatch, anyio_backend: str
+) -> None:
+    monkeypatch.setattr(kv_memory, "DiskCache", HangingDisk)
+    monkeypatch.setattr(core, "FETCH_TIMEOUT_S", 1000.0)
+    config = EngineConfig(Path("fake"), cache_dir=Path("nowhere"), request_timeout_s=0.05)
+    async with Engine(config, open_backend=lambda config, stopping: FakeBackend()) as engine:
+        with anyio.fail_after(30), pytest.raises(DeadlineExceeded):
+            async for _ in engine.submit(GenerationRequest([97, 98] * 50, 5)):
+                pass
 
 
 def wait_for_scan(driver: Driver) -> None:

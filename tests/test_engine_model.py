@@ -272,3 +272,34 @@ async def test_a_state_that_was_saved_to_ram_goes_on_as_if_it_had_stayed(
             assert restored == (len(prompt) if others else 0)
             texts.append(text)
     assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("unified", [False, True])
+async def test_a_prompt_is_not_computed_again_after_a_restart(
+    smollm2: Path, tmp_path: Path, unified: bool
+) -> None:
+    config = EngineConfig(
+        smollm2,
+        n_ctx=1024,
+        n_parallel=2,
+        kv_unified=unified,
+        kv_memory=2048 * 23040,
+        cache_dir=tmp_path,
+    )
+    greedy = SamplingParams(temperature=0, ignore_eos=True)
+    async with Engine(config) as engine:
+        prompt = engine.tokenize("The history of the city of Paris begins " * 80)
+        await read(engine, GenerationRequest(prompt, 40, greedy))
+        # As after the restart, only the last token is left to compute: the arithmetic is the same.
+        before, _ = await read(engine, GenerationRequest(prompt, 40, greedy))
+    assert len(list(tmp_path.iterdir())) == 1
+    async with Engine(config) as engine:
+        with anyio.fail_after(10):
+            while not engine.metrics().disk_bytes:
+                await anyio.sleep(0.01)
+        text, end = await read(engine, GenerationRequest(prompt, 40, greedy))
+        metrics = engine.metrics()
+    assert text == before
+    assert end.usage.n_cached == len(prompt) - 1
+    assert metrics.prompt_tokens_reused_disk_total == len(prompt) - 1
+    assert metrics.prompt_tokens_computed_total == 1

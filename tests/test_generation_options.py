@@ -56,7 +56,7 @@ def test_neither_ram_nor_disk_is_asked_for_it(monkeypatch: pytest.MonkeyPatch) -
         driver.submit(prompt, 1)
         driver.run()
     assert driver.core.metrics().states_saved_total == 1
-    monkeypatch.setattr(driver.core._memory, "fetch", lambda *_: pytest.fail("it was asked"))
+    monkeypatch.setattr(driver.core, "_start_fetch", lambda _: pytest.fail("it was asked"))
     fresh = driver.submit(PROMPT, 1, reuse=False)
     driver.run()
     monkeypatch.undo()

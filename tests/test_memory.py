@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from openai_local.engine.machine import free_memory, physical_cores
-from openai_local.engine.memory import ContextPlan, plan_context
+from openai_local.engine.memory import ContextPlan, KvCost, plan_context
 
 MIB = 1 << 20
 
@@ -16,7 +19,7 @@ def plan(
 ) -> ContextPlan:
     """A model of 8192 trained tokens at 10 KiB each."""
     return plan_context(
-        n_ctx_train=8192, bytes_per_token=10 << 10, budget_bytes=budget_mib * MIB,
+        n_ctx_train=8192, cost=KvCost(10 << 10), budget_bytes=budget_mib * MIB,
         n_ctx=n_ctx, n_parallel=n_parallel, unified=unified,
     )  # fmt: skip
 
@@ -50,6 +53,58 @@ def test_the_layout_that_was_asked_for_is_taken() -> None:
     assert plan(160, unified=False) == streams(4096, 4)
     assert plan(1, n_parallel=2, unified=False) == streams(2048, 2)
     assert plan(16_000, n_parallel=4, unified=True) == ContextPlan(8192, 4, 32_768, unified=True)
+
+
+# Five layers in six keep 512 tokens, and one keeps all.
+WINDOWS = KvCost(2 << 10, 10 << 10, n_window=512, n_ubatch=512)
+# A state of 4 MiB, and nothing for a token.
+RECURRENT = KvCost(0, state=4 * MIB)
+HYBRID = KvCost(1 << 10, state=4 * MIB)
+
+
+def plan_of(cost: KvCost, budget_mib: int, unified: bool | None = None) -> ContextPlan:
+    return plan_context(
+        n_ctx_train=8192, cost=cost, budget_bytes=budget_mib * MIB,
+        n_ctx=None, n_parallel=None, unified=unified,
+    )  # fmt: skip
+
+
+def test_windows_take_no_more_than_they_keep() -> None:
+    # 16 MiB for 8192 tokens and 10 for a window of 512 and a part of a batch of 512, each.
+    assert WINDOWS.streams(8192, 16) == 16 * 26 * MIB
+    assert plan_of(WINDOWS, 416) == streams(8192, 16)
+    assert plan_of(WINDOWS, 415) == streams(8192, 8)
+    # In a pool 16 windows would take most of it; eight and one part of a batch take 45 MiB.
+    assert plan_of(WINDOWS, 101, unified=True) == ContextPlan(8192, 8, 56 * 512, unified=True)
+    assert WINDOWS.longest(26 * MIB, 1) == 8192
+    assert WINDOWS.longest(6 * MIB, 1) == 512
+
+
+def test_states_of_fixed_size_bound_the_sequences_and_never_share() -> None:
+    assert plan_of(RECURRENT, 64) == streams(8192, 16)
+    assert plan_of(RECURRENT, 63) == streams(8192, 8)
+    assert plan_of(RECURRENT, 5) == streams(8192, 1)
+    assert plan_of(RECURRENT, 64, unified=True) == streams(8192, 16)
+    assert plan_of(HYBRID, 16 * 12) == streams(8192, 16)
+    assert plan_of(HYBRID, 40) == ContextPlan(8192, 4, 24_576, unified=True)
+
+
+@given(
+    st.floats(0, 1e5), st.floats(0, 1e5), st.integers(1, 8192), st.integers(1, 2048),
+    st.floats(0, 1e8), st.integers(1, 10**11), st.booleans() | st.none(),
+)  # fmt: skip
+def test_what_is_planned_fits_or_is_the_least(
+    token: float, window_token: float, n_window: int, n_ubatch: int, state: float, budget: int,
+    unified: bool | None,
+) -> None:  # fmt: skip
+    cost = KvCost(token, window_token, n_window, n_ubatch, state)
+    plan = plan_context(
+        n_ctx_train=32_768, cost=cost, budget_bytes=budget, n_ctx=None, n_parallel=None,
+        unified=unified,
+    )  # fmt: skip
+    assert cost.total(plan) <= budget or plan.n_ctx == 2048 or plan.n_parallel <= 4
+    assert 2048 <= plan.n_ctx <= 32_768
+    assert 1 <= plan.n_parallel <= 16
 
 
 def test_the_machine_has_cores_and_memory() -> None:

@@ -10,8 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openai_local.engine.host_cache import HostCache
+from openai_local.engine.prefix import common_prefix
 from openai_local.engine.prefix_cache import (
     MIN_COPY_TOKENS,
+    MIN_SAVE_SHARE,
+    MIN_SAVE_TOKENS,
     Copy,
     Placement,
     PrefixCache,
@@ -102,21 +105,41 @@ operations = st.lists(
 )
 
 
-@settings(max_examples=500, deadline=None)
-@given(operations, st.integers(1, 6), st.sampled_from([0, 1000, 100_000]))
-def test_what_is_reused_is_really_there(steps: list[Any], n_slots: int, n_bytes: int) -> None:
-    memory = Memory(n_slots, n_bytes)
+def play(memory: Memory, steps: list[Any]) -> None:
     for step in steps:
         if isinstance(step, list):
             if memory.cache.can_acquire():
                 memory.acquire(step)
             else:
-                assert len(memory.running) == n_slots
+                assert len(memory.running) == len(memory.slots)
         elif step[0] == "release" and memory.running:
             memory.release(sorted(memory.running)[step[1] % len(memory.running)])
         elif step[0] == "compact":
             memory.compact()
         assert memory.cache.n_running == len(memory.running)
+
+
+@settings(max_examples=500, deadline=None)
+@given(operations, st.integers(1, 6), st.sampled_from([0, 1000, 100_000]))
+def test_what_is_reused_is_really_there(steps: list[Any], n_slots: int, n_bytes: int) -> None:
+    play(Memory(n_slots, n_bytes), steps)
+
+
+@settings(max_examples=200, deadline=None)
+@given(operations, st.integers(1, 6))
+def test_what_is_saved_at_the_end_leaves_little_to_compute_again(
+    steps: list[Any], n_slots: int
+) -> None:
+    memory = Memory(n_slots, 100_000)
+    play(memory, steps)
+    assert memory.host is not None
+    saves = memory.cache.save_idle()
+    kept = [save.tokens for save in saves] + [entry.tokens for entry in memory.host.by_value()]
+    for slot in set(range(n_slots)) - memory.running.keys():
+        tokens = memory.slots[slot][: memory.cache.n_held(slot)]
+        n = max((common_prefix(other, tokens, len(tokens)) for other in kept), default=0)
+        assert len(tokens) - n <= max(MIN_SAVE_SHARE * len(tokens), MIN_SAVE_TOKENS)
+    memory.do(tuple(saves))
 
 
 def test_the_longest_prefix_is_found_and_its_slot_used_in_place() -> None:

@@ -155,6 +155,20 @@ def test_a_higher_priority_goes_first_and_the_oldest_every_fourth_time() -> None
     ]  # fmt: skip
 
 
+def test_who_is_late_is_found_also_behind_one_that_was_in_a_slot_already() -> None:
+    queue = WaitingQueue()
+    old, young, preempted = waiting(3, 0)
+    old.submitted_s, young.submitted_s, preempted.submitted_s = 1, 5, 4
+    preempted.admitted_s = 4.5
+    queue.push(old)
+    queue.push(young)
+    queue.push_first(preempted)
+    assert queue.submitted_before(1) == []
+    assert queue.submitted_before(2) == [old]
+    assert queue.submitted_before(4.5) == [preempted, old]
+    assert queue.submitted_before(6) == [preempted, old, young]
+
+
 def test_each_waiting_sequence_is_asked_where_those_before_it_cannot_go() -> None:
     queue = WaitingQueue()
     sequences = waiting(2, 0) + waiting(2, -1) + waiting(1, 1)

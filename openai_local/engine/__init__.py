@@ -4,7 +4,8 @@ The life of the thread: it opens the backend, then takes steps. A step drains th
 free slots to waiting sequences, with what the slots or the RAM have of their prompts, decodes one
 token for every running sequence, samples, delivers, then computes prompt chunks or embeddings
 within a budget, and delivers again. With nothing to do it sleeps on its inbox. When it is told to
-stop it answers everybody and frees the model.
+stop it answers everybody and frees the model. States of prompts are written to disk, and read for
+those that wait for it, by a thread beside it.
 
 Knows no HTTP, no OpenAI types and no pydantic. Only ``llama/`` imports llama_cpp; only
 ``bridge.py`` knows an event loop's machinery.

@@ -167,7 +167,12 @@ class Backend(Protocol):
 
     @property
     def unified(self) -> bool:
-        """Whether all slots take their cells from one pool, where a copy shares them."""
+        """Whether all slots take their cells from one pool."""
+        ...
+
+    @property
+    def shares_cells(self) -> bool:
+        """Whether a copy takes no cells of its own."""
         ...
 
     @property

@@ -32,7 +32,6 @@ from openai_local.engine.messages import (
     TextDelta,
 )
 from openai_local.engine.metrics import EngineMetrics
-from openai_local.engine.prefix_cache import Load
 from openai_local.engine.sampler_steps import effective, is_greedy
 from openai_local.engine.sampling import Sampler
 from openai_local.engine.scheduler import Chunk, PrefillBudget, Scheduler
@@ -45,6 +44,9 @@ logger = logging.getLogger(__name__)
 GAP_STEPS = 16
 # Cells that each running sequence finds free when another is admitted: its next tokens.
 HEADROOM_TOKENS = 16
+# A prompt waits for the disk no longer than computing it takes, if that is known, and never less.
+FETCH_TIMEOUT_S = 30.0
+MIN_FETCH_TIMEOUT_S = 1.0
 # So many steps in a row that found no place, or were aborted, are tried again.
 MAX_RETRIES = 20
 
@@ -89,7 +91,7 @@ class EngineCore:
     ) -> None:
         """``take`` gives messages that came in during a step; ``deliver`` must not block, and
         returns the sinks that nobody reads any more; ``post`` leaves a message for a later step,
-        from any thread. Raises OSError."""
+        from any thread."""
         self._backend = backend
         self._take = take
         self._deliver = deliver
@@ -106,6 +108,8 @@ class EngineCore:
         self._n_rows_max = n_rows_at_once(backend.info.n_vocab)
         self._embedder: Embedder | None = None
         self._by_sink: dict[int, Sequence] = {}
+        self._fetching: dict[Sequence, float] = {}  # and until when they wait for the disk
+        self._sound = True  # False while a step is taken, and so after one that raised
         self._outbox: list[tuple[Any, Event]] = []
         self._gap_steps = 0
         self._n_retries = 0
@@ -127,8 +131,10 @@ class EngineCore:
 
     def step(self, messages: list[Message]) -> bool:
         """One token for every running sequence, then prompt tokens or embeddings."""
+        self._sound = False
         self._handle(messages)
         self._fail_late()
+        self._end_fetches()
         self._admit()
         decoding = self._scheduler.decodes()
         if self._make_room(len(decoding)):
@@ -142,7 +148,14 @@ class EngineCore:
             self._admit()
         self._compute_prompts(n_generating)
         self._flush()
+        self._sound = True
         return not (self._scheduler.idle and (self._embedder is None or self._embedder.idle))
+
+    def wake_in_s(self) -> float | None:
+        """How long those who wait for the disk go on waiting; None if nobody does."""
+        if not self._fetching:
+            return None
+        return max(0.0, min(self._fetching.values()) - time.monotonic())
 
     def close(self, messages: list[Message]) -> None:
         """Everybody gets an answer; everything is freed."""
@@ -159,7 +172,7 @@ class EngineCore:
             self._embedder.fail(error)
             self._embedder.close()
         try:
-            self._memory.close()
+            self._memory.close(sound=self._sound)
         finally:
             self._backend.close()
 
@@ -179,8 +192,7 @@ class EngineCore:
                     self._counters.requests_cancelled_total += 1
                     self._end(sequence)
             elif isinstance(message, Fetched):
-                self._memory.keep_fetched()
-                message.sequence.fetching = False
+                self._end_fetch(message.sequence)
             else:
                 self._submit_embedding(message)
 
@@ -201,10 +213,15 @@ class EngineCore:
             seed = 0
         draw = None if is_greedy(sampling) else self._backend.draw(sampling, seed, prompt)
         vocabulary = self._backend.vocabulary
-        sampler = Sampler(
-            sampling, prompt, vocabulary.eog_tokens(), draw,
-            stop_tokens=request.stop_tokens, never=vocabulary.suppressed_tokens(),
-        )  # fmt: skip
+        try:
+            sampler = Sampler(
+                sampling, prompt, vocabulary.eog_tokens(), draw,
+                stop_tokens=request.stop_tokens, never=vocabulary.suppressed_tokens(),
+            )  # fmt: skip
+        except Exception:
+            if draw is not None:
+                draw.close()
+            raise
         sequence = Sequence(request, sampler, self._backend.info.n_ctx, message.sink)
         self._by_sink[id(message.sink)] = sequence
         if sequence.trail is not None and request.prompt_logprobs:
@@ -214,8 +231,7 @@ class EngineCore:
         else:
             self._scheduler.submit(sequence)
             if sequence.n_reuse_max:
-                fetched = Fetched(sequence)
-                sequence.fetching = self._memory.fetch(sequence, lambda: self._post(fetched))
+                self._start_fetch(sequence)
 
     def _submit_embedding(self, job: EmbeddingJob) -> None:
         if self._embedder is None:
@@ -231,12 +247,43 @@ class EngineCore:
             for sequence in self._scheduler.submitted_before(time.monotonic() - self._timeout_s):
                 self._fail(sequence, DeadlineExceeded(self._timeout_s))
 
+    # The disk
+
+    def _start_fetch(self, sequence: Sequence) -> None:
+        fetches, fetched = self._memory.fetches, Fetched(sequence)
+        n_saved = fetches.start(sequence, lambda: self._post(fetched)) if fetches else 0
+        if n_saved:
+            token_s = self._scheduler.budget.token_s
+            most = FETCH_TIMEOUT_S if token_s is None else n_saved * token_s
+            until = time.monotonic() + max(most, MIN_FETCH_TIMEOUT_S)
+            if self._timeout_s is not None:
+                until = min(until, sequence.submitted_s + self._timeout_s)
+            self._fetching[sequence] = until
+            sequence.fetching = True
+
+    def _end_fetches(self) -> None:
+        """Those who have waited too long compute what the disk does not give them."""
+        if self._fetching:
+            now = time.monotonic()
+            for sequence in [s for s, until in self._fetching.items() if until <= now]:
+                logger.warning("the disk takes too long: a prompt is computed instead")
+                self._end_fetch(sequence)
+
+    def _end_fetch(self, sequence: Sequence) -> None:
+        """It waits for the disk no more, whatever came of it."""
+        if self._memory.fetches is not None:
+            self._memory.fetches.keep()
+        if self._fetching.pop(sequence, None) is not None:
+            assert self._memory.fetches is not None, "something is fetched"
+            self._memory.fetches.leave(sequence)
+            sequence.fetching = False
+
     # Placement
 
     def _admit(self) -> None:
         while (sequence := self._scheduler.next()) is not None and self._has_room(sequence):
             placement = self._scheduler.admit(sequence)
-            sequence.n_computed = self._memory.place(placement)
+            sequence.n_computed, tier = self._memory.place(placement)
             if sequence.admitted_s is not None:
                 continue  # it was preempted; what it computes again is no prompt's
             sequence.admitted_s = time.monotonic()
@@ -244,10 +291,9 @@ class EngineCore:
             sequence.n_cached = sequence.n_computed
             self._counters.prompt_tokens_reused_total += sequence.n_cached
             self._tell_progress(sequence)
-            load = placement.steps[-1] if placement.steps else None
-            if isinstance(load, Load) and load.entry.from_disk:
+            if tier == "disk":
                 self._counters.prompt_tokens_reused_disk_total += sequence.n_cached
-            elif isinstance(load, Load):
+            elif tier == "ram":
                 self._counters.prompt_tokens_reused_ram_total += sequence.n_cached
 
     def _has_room(self, sequence: Sequence) -> bool:
@@ -345,7 +391,7 @@ class EngineCore:
                 self._memory.save(sequence.slot, computed, sequence.cache_salt)
 
     def _fillers(self, decoding: list[Sequence]) -> list[tuple[int, int]]:
-        if self._memory.bounded or not self._memory.can_cut:
+        if self._memory.bounded or not self._memory.can_drop_last:
             return []
         n_ctx = self._backend.info.n_ctx
         return [idle for idle in self._scheduler.fillers(decoding) if idle[1] < n_ctx]
@@ -512,6 +558,7 @@ class EngineCore:
 
     def _end(self, sequence: Sequence, *, valid: bool = True) -> None:
         del self._by_sink[id(sequence.sink)]
+        self._end_fetch(sequence)
         if self._scheduler.has(sequence):
             self._scheduler.remove(sequence, valid=valid)
         sequence.sampler.close()

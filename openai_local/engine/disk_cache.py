@@ -1,63 +1,29 @@
 """States of sequences kept in a directory over restarts. Knows no llama.cpp and no event loop.
 
-The engine thread asks the index, which is in memory; a thread of its own does all that touches
-the disk. Several caches, also of other models and processes, may share a directory: files appear
-whole under their names, and one that has disappeared was evicted by somebody else.
+The engine thread asks the index, which is in memory, and leaves what is to be read and written; a
+thread of this cache's own does all that touches the disk, what is to be read first.
 """
 
 from __future__ import annotations
 
 import errno
 import logging
-import os
 import threading
 import time
-from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from operator import attrgetter
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from openai_local.engine.backend import State
-from openai_local.engine.state_file import (
-    PARTIAL,
-    DamagedEntry,
-    ForeignFile,
-    Key,
-    OtherVersion,
-    digest,
-    file_size,
-    is_name,
-    open_file,
-    pack,
-    read_header,
-    read_key,
-    read_state,
-    write_state,
-)
+from openai_local.engine.disk_index import DiskEntry, DiskIndex, Match
+from openai_local.engine.state_directory import StateDirectory
+from openai_local.engine.state_file import Key, digest, file_size, pack
 
 logger = logging.getLogger(__name__)
 
 MAX_WAITING_BYTES = 1 << 30
-STALE_PARTIAL_S = 3600.0
-
-
-@dataclass(frozen=True, slots=True)
-class DiskEntry:
-    """A state on the disk, of ``n_bytes``."""
-
-    path: Path
-    salt: bytes  # its digest
-    tokens: bytes = field(repr=False)  # int32, little-endian
-    n_bytes: int
-
-    @property
-    def n_tokens(self) -> int:
-        return len(self.tokens) // 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,17 +39,6 @@ class DiskMetrics:
     n_dropped_total: int
 
 
-@dataclass(slots=True)
-class _File:
-    """What the disk's thread knows of a file. ``entry`` is None for those not read here."""
-
-    identity: tuple[int, int]  # inode, size
-    used_at: float  # seconds since the epoch
-    n_bytes: int = 0  # zero for what is not ours, and so neither counted nor evicted
-    n_tokens: int = 0
-    entry: DiskEntry | None = None
-
-
 class _OutOfTime(Exception):
     """The cache was closed, and what is going on must end."""
 
@@ -97,22 +52,35 @@ class DiskCache:
         max_bytes: int,
         fingerprint: str,
         *,
+        n_tokens_max: int,
+        can_drop: bool = True,
         max_waiting_bytes: int = MAX_WAITING_BYTES,
     ) -> None:
-        """Starts a thread which first scans the directory, and makes it where it is missing.
+        """Starts a thread which first looks into the directory, and makes it where it is missing.
+        Where it cannot, it warns, and tries again with every state that is put.
 
         ``fingerprint`` tells the model, the settings and the llama.cpp that a state depends on;
-        files of another one are left alone unless the cap needs room. ``max_bytes`` is the cap on
-        all files together; ``max_waiting_bytes`` bounds the memory of states yet to be written,
-        of which one may always wait.
+        files of another one, and of more than ``n_tokens_max`` tokens, are left alone unless the
+        cap needs room. ``max_bytes`` is the cap on all files together. ``can_drop``: whether a part
+        of a state can be used by itself. ``max_waiting_bytes`` bounds the memory of states yet to
+        be written, of which one may always wait.
         """
-        self._directory = directory
         self._max_bytes = max_bytes
         self._max_waiting_bytes = max_waiting_bytes
         self._fingerprint = digest(fingerprint)
+        self._can_drop = can_drop
+        self._index = DiskIndex()
+        self._directory = StateDirectory(
+            directory,
+            max_bytes,
+            self._fingerprint,
+            self._index,
+            n_tokens_max=n_tokens_max,
+            can_drop=can_drop,
+            between=self._breathe,
+        )
         # Shared, under the lock, which is never held during disk access.
         self._changed = threading.Condition()
-        self._index: dict[bytes, list[DiskEntry]] = {}  # by salt, sorted by the tokens' bytes
         self._fetches: deque[tuple[DiskEntry, Future[State]]] = deque()
         self._used: deque[str] = deque()
         self._writes: deque[tuple[Key, State]] = deque()  # the first is being written
@@ -120,79 +88,79 @@ class DiskCache:
         self._n_dropped = 0
         self._deadline: float | None = None
         self._ended = False
-        # The disk thread's own.
-        self._files: dict[str, _File] = {}
-        self._n_bytes = 0
-        self._n_evicted = 0
-        self._warned = False
+        self._warned = False  # the disk thread's own
         self._thread = threading.Thread(target=self._run, name="openai-local-disk", daemon=True)
         self._thread.start()
 
-    def match(
-        self, prompt: Sequence[int], salt: str, *, whole: bool
-    ) -> tuple[DiskEntry | None, int]:
-        """The entry with the longest prefix of ``prompt``, and how many tokens of it; or (None, 0).
+    def match(self, prompt: Sequence[int], salt: str) -> Match:
+        """The entry with the longest usable prefix of ``prompt``, and how many tokens of it;
+        (None, 0) if there is none.
 
-        The last prompt token is left out: its logits start the answer. ``whole``: only entries
-        count all of whose tokens are that prefix, as a state that cannot be cut needs.
+        The last prompt token is left out: its logits start the answer.
         """
-        salt_digest = digest(salt)
-        with self._changed:
-            if salt_digest not in self._index:
-                return None, 0
-        wanted = pack(prompt)[:-4]
-        with self._changed:
-            entries = self._index.get(salt_digest, [])
-            return _longest_whole(entries, wanted) if whole else _longest(entries, wanted)
+        if not len(self._index):
+            return None, 0
+        return self._index.match(pack(prompt)[:-4], digest(salt), whole=not self._can_drop)
 
     def fetch(self, entry: DiskEntry) -> Future[State]:
         """Read and verify a state, ahead of all that is to be written.
 
         The future may be cancelled while it waits. It fails with DamagedEntry, or with OSError:
         the file is gone or cannot be read, there is no memory for it, or the cache is closed.
-        After a failure the entry matches no more. Its callbacks run on the disk's thread.
+        Its callbacks run on the disk's thread.
         """
         future: Future[State] = Future()
         with self._changed:
-            closed = self._deadline is not None or self._ended
+            closed = self._closed
             if not closed:
                 self._fetches.append((entry, future))
                 self._changed.notify()
         if closed:
-            future.set_exception(_closed())
+            future.set_exception(_closed_error())
         return future
+
+    def reject(self, tokens: Sequence[int], salt: str) -> None:
+        """The state of these tokens is of no use after all: it matches no more."""
+        entry = self._index.find(pack(tokens), digest(salt))
+        if entry is not None:
+            self._index.remove(entry)
 
     def put(self, tokens: Sequence[int], salt: str, state: State) -> None:
         """Write ``state``, of shape (n_bytes,), later; it must not be changed any more.
 
-        If it is there already only its use is noted. Dropped, and counted as such, when too much
-        waits to be written, when it exceeds the cap alone, and when the cache is closed.
+        If what it gives is there already only its use is noted. Dropped, and counted as such, when
+        too much waits to be written, when it exceeds the cap alone, and when the cache is closed.
         """
         assert len(tokens) > 0 and state.size > 0, "there is something to keep"
         key = Key(self._fingerprint, digest(salt), pack(tokens))
+        known = self._directory.find(key)
+        dropped = ""
         with self._changed:
-            known = self._find(key)
             n_waiting = self._n_waiting_bytes
-            if known is not None:
+            if self._closed:
+                dropped = "the cache is closed"
+            elif known is not None:
                 self._used.append(known.path.name)
             elif any(key == waiting for waiting, _ in self._writes):
                 return
-            elif self._deadline is not None or self._ended:
-                self._drop("the cache is closed")
             elif file_size(len(tokens), state.size) > self._max_bytes:
-                self._drop("it is larger than the cache")
+                dropped = "it is larger than the cache"
             elif n_waiting and n_waiting + state.size > self._max_waiting_bytes:
-                self._drop("too much waits to be written")
+                dropped = "too much waits to be written"
             else:
                 self._writes.append((key, state))
                 self._n_waiting_bytes += state.size
+            self._n_dropped += bool(dropped)
             self._changed.notify()
+        if dropped:
+            logger.debug("a state is not written to %s: %s", self._directory.path, dropped)
 
     def metrics(self) -> DiskMetrics:
         """The present numbers, for any thread."""
-        with self._changed:
-            n_entries = sum(len(entries) for entries in self._index.values())
-            return DiskMetrics(self._n_bytes, n_entries, self._n_evicted, self._n_dropped)
+        directory = self._directory
+        return DiskMetrics(
+            directory.n_bytes, len(self._index), directory.n_evicted, self._n_dropped
+        )
 
     def close(self, timeout_s: float) -> None:
         """Write what waits as far as the time goes, and end the thread. Safe to call twice.
@@ -205,44 +173,16 @@ class DiskCache:
             self._changed.notify()
         self._thread.join(timeout_s)
 
-    # The index.
-
-    def _find(self, key: Key) -> DiskEntry | None:
-        entries = self._index.get(key.salt, [])
-        i = bisect_left(entries, key.tokens, key=_tokens_of)
-        return entries[i] if i < len(entries) and entries[i].tokens == key.tokens else None
-
-    def _remember(self, name: str, file: _File) -> None:
-        self._forget(name)
-        self._files[name] = file
-        with self._changed:
-            self._n_bytes += file.n_bytes
-            if file.entry is not None:
-                entries = self._index.setdefault(file.entry.salt, [])
-                entries.insert(bisect_left(entries, file.entry.tokens, key=_tokens_of), file.entry)
-
-    def _forget(self, name: str) -> None:
-        file = self._files.pop(name, None)
-        if file is None:
-            return
-        with self._changed:
-            self._n_bytes -= file.n_bytes
-            if file.entry is not None:
-                entries = self._index[file.entry.salt]
-                del entries[bisect_left(entries, file.entry.tokens, key=_tokens_of)]
-                if not entries:
-                    del self._index[file.entry.salt]
-
-    def _drop(self, reason: str) -> None:
-        self._n_dropped += 1
-        logger.debug("a state is not written to %s: %s", self._directory, reason)
+    @property
+    def _closed(self) -> bool:
+        return self._deadline is not None or self._ended
 
     # The disk's thread, from here on.
 
     def _run(self) -> None:
         try:
             try:
-                self._make_room(0)
+                self._directory.tidy()
             except OSError as error:
                 self._warn(error)
             while self._wait():
@@ -252,33 +192,26 @@ class DiskCache:
         except _OutOfTime:
             pass
         except Exception:
-            logger.exception("the cache in %s is out of order", self._directory)
+            logger.exception("the cache in %s is out of order", self._directory.path)
         finally:
-            with self._changed:
-                self._ended = True
-                self._n_dropped += len(self._writes)
-                self._writes.clear()
-                fetches = list(self._fetches)
-            for _, future in fetches:
-                if future.set_running_or_notify_cancel():
-                    future.set_exception(_closed())
+            self._end()
 
     def _wait(self) -> bool:
         """Until there is something to do; False at the end."""
         with self._changed:
-            while not (self._writes or self._fetches or self._used or self._deadline is not None):
+            while not (self._writes or self._fetches or self._used or self._closed):
                 self._changed.wait()
-            return self._deadline is None or bool(self._writes)
+            return not self._closed or bool(self._writes)
 
     def _breathe(self) -> None:
         """Between two pieces of any work: a request waits for what is to be read.
 
         Raises _OutOfTime.
         """
-        while self._deadline is None and self._fetches:
+        while self._fetches and not self._closed:
             self._read(*self._fetches.popleft())
         while self._used:
-            self._touch(self._used.popleft())
+            self._directory.touch(self._used.popleft())
         deadline = self._deadline
         if deadline is not None and (not self._writes or time.monotonic() >= deadline):
             raise _OutOfTime
@@ -287,180 +220,43 @@ class DiskCache:
         if not future.set_running_or_notify_cancel():
             return
         try:
-            state = read_state(entry.path)
+            state = self._directory.read(entry)
         except Exception as error:
-            self._forget(entry.path.name)
-            if isinstance(error, DamagedEntry) and not isinstance(error, ForeignFile):
-                self._remove_damaged(error)
-            elif isinstance(error, MemoryError):
-                error = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), str(entry.path))
+            logger.debug("a state of %d tokens is not read: %s", entry.n_tokens, error)
             future.set_exception(error)
         else:
-            self._touch(entry.path.name)
             future.set_result(state)
 
-    def _touch(self, name: str) -> None:
-        """Note a use where other processes and later runs see it."""
-        file = self._files.get(name)
-        if file is not None:
-            file.used_at = time.time()
-            try:
-                os.utime(self._directory / name)
-            except FileNotFoundError:
-                self._forget(name)
-            except OSError as error:
-                logger.debug("%s", error)
-
     def _write(self, key: Key, state: State) -> None:
-        n_bytes = file_size(len(key.tokens) // 4, state.size)
+        n_dropped = 0
         try:
-            if not self._make_room(n_bytes):
-                raise OSError(errno.ENOSPC, "no room can be made", str(self._directory))
-            if self._find(key) is not None:
-                self._touch(key.file_name)  # another process was faster
-            else:
-                write_state(self._directory, key, state, between=self._breathe)
-                self._make_room(0)  # which finds it, and what others wrote meanwhile
+            self._directory.write(key, state)
             self._warned = False
         except OSError as error:
-            with self._changed:
-                self._n_dropped += 1
+            n_dropped = 1
             self._warn(error)
         with self._changed:
             self._writes.popleft()
             self._n_waiting_bytes -= state.size
+            self._n_dropped += n_dropped
 
     def _warn(self, error: OSError) -> None:
         """Once, until the disk has recovered."""
         level = logging.DEBUG if self._warned else logging.WARNING
         self._warned = True
-        logger.log(level, "cannot keep states in %s: %s", self._directory, error)
+        logger.log(level, "cannot keep states in %s: %s", self._directory.path, error)
 
-    def _make_room(self, n_bytes: int) -> bool:
-        """Evict what is worth least, of whatever model, until ``n_bytes`` fit under the cap.
-
-        Raises OSError, _OutOfTime.
-        """
-        self._survey()
-        now = time.time()
-
-        def value(name: str) -> float:
-            """As in prefix_cache.py, but the age is in seconds."""
-            file = self._files[name]
-            return file.n_tokens / (1 + max(0.0, now - file.used_at))
-
-        ours = [name for name, file in self._files.items() if file.n_bytes]
-        for name in sorted(ours, key=value):
-            if self._n_bytes + n_bytes <= self._max_bytes:
-                break
-            try:
-                (self._directory / name).unlink()
-            except FileNotFoundError:
-                pass
-            except OSError as error:
-                logger.debug("%s", error)
-                continue
-            else:
-                self._n_evicted += 1
-            self._forget(name)
-        return self._n_bytes + n_bytes <= self._max_bytes
-
-    def _survey(self) -> None:
-        """See what is in the directory by now. Raises OSError, _OutOfTime."""
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        names = os.listdir(self._directory)
-        for name in self._files.keys() - set(names):
-            self._forget(name)
-        for name in names:
-            self._breathe()
-            path = self._directory / name
-            try:
-                self._look(path)
-            except FileNotFoundError:
-                self._forget(name)
-            except OSError as error:
-                logger.debug("%s", error)
-
-    def _look(self, path: Path) -> None:
-        """Learn of a file what is not known yet. Raises OSError."""
-        status = path.lstat()
-        if path.name.startswith(PARTIAL) and path.suffix == ".partial":
-            if time.time() - status.st_mtime > STALE_PARTIAL_S:
-                logger.debug("%s: left by a process that ended", path)
-                path.unlink()
-            return
-        identity = (status.st_ino, status.st_size)
-        known = self._files.get(path.name)
-        if known is not None and known.identity == identity:
-            known.used_at = status.st_mtime
-            return
-        file = _File(identity, status.st_mtime)
-        try:
-            if not (is_name(path.name) and path.is_file() and not path.is_symlink()):
-                raise ForeignFile(path, "no file of ours")
-            with open_file(path) as stream:
-                header = read_header(stream, path)
-                if header.fingerprint == self._fingerprint:
-                    key = read_key(stream, path, header)
-                    file.entry = DiskEntry(path, key.salt, key.tokens, header.n_bytes)
-            file.n_tokens, file.n_bytes = header.n_tokens, status.st_size
-        except OtherVersion as error:
-            logger.debug("%s", error)
-            file.n_bytes = status.st_size  # and worth nothing, so it is the first to be evicted
-        except (ForeignFile, PermissionError) as error:
-            logger.debug("%s", error)
-        except DamagedEntry as error:
-            self._remove_damaged(error)
-            return
-        self._remember(path.name, file)
-
-    def _remove_damaged(self, error: DamagedEntry) -> None:
-        logger.warning("%s; it is removed", error)
-        try:
-            error.path.unlink(missing_ok=True)
-        except OSError as failure:
-            logger.debug("%s", failure)
+    def _end(self) -> None:
+        with self._changed:
+            self._ended = True
+            self._n_dropped += len(self._writes)
+            self._writes.clear()
+            fetches = list(self._fetches)
+            self._fetches.clear()
+        for _, future in fetches:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(_closed_error())
 
 
-_tokens_of = attrgetter("tokens")
-
-
-def _longest(entries: list[DiskEntry], wanted: bytes) -> tuple[DiskEntry | None, int]:
-    """In sorted order what shares most with ``wanted`` stands beside its place."""
-    i = bisect_left(entries, wanted, key=_tokens_of)
-    n = max((_common_prefix(e.tokens, wanted) for e in entries[max(i - 1, 0) : i + 1]), default=0)
-    if n == 0:
-        return None, 0
-    # The shortest of those that share as much is the quickest to read; at times it is the first.
-    first = bisect_left(entries, wanted[: 4 * n], key=_tokens_of)
-    near = {first, i - 1, i} & set(range(first, len(entries)))
-    best = min(
-        (entries[j] for j in near if entries[j].tokens.startswith(wanted[: 4 * n])),
-        key=attrgetter("n_bytes"),
-    )
-    return best, n
-
-
-def _longest_whole(entries: list[DiskEntry], wanted: bytes) -> tuple[DiskEntry | None, int]:
-    """A prefix of ``wanted`` stands before it, with only what it is also a prefix of between."""
-    while wanted:
-        i = bisect_right(entries, wanted, key=_tokens_of)
-        if i == 0:
-            break
-        before = entries[i - 1]
-        n = _common_prefix(before.tokens, wanted)
-        if n == before.n_tokens:
-            return before, n
-        wanted = wanted[: 4 * n]
-    return None, 0
-
-
-def _common_prefix(a: bytes, b: bytes) -> int:
-    """In tokens."""
-    n = min(len(a), len(b)) // 4
-    differ = np.frombuffer(a, "<i4", n) != np.frombuffer(b, "<i4", n)
-    return int(differ.argmax()) if differ.any() else n
-
-
-def _closed() -> OSError:
+def _closed_error() -> OSError:
     return OSError(errno.ECANCELED, "the cache is closed")

@@ -250,7 +250,11 @@ def _open(
     take: Any = worker.take
     try:
         backend = open_backend(config, lambda: worker.stopping)
-        core = EngineCore(backend, config, take, bridge.deliver, _poster(worker_ref))
+        try:
+            core = EngineCore(backend, config, take, bridge.deliver, _poster(worker_ref))
+        except BaseException:
+            backend.close()
+            raise
     except Exception as error:
         if not isinstance(error, (ModelLoadFailed, EngineStopped)):
             logger.exception("loading %s failed", config.model)

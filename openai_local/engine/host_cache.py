@@ -11,7 +11,10 @@ from openai_local.engine.prefix import common_prefix
 
 @dataclass(slots=True, eq=False)
 class HostEntry:
-    """``state`` is a slot's memory when it held exactly ``tokens``."""
+    """``state`` is a slot's memory when it held exactly ``tokens``.
+
+    ``from_disk`` holds until it is used for the first time.
+    """
 
     tokens: tuple[int, ...]
     salt: str
@@ -78,10 +81,10 @@ class HostCache:
     def put(
         self, tokens: Sequence[int], salt: str, state: State, *, from_disk: bool = False
     ) -> HostEntry | None:
-        """Keep a state; None if it is larger than the whole budget."""
+        """Keep a state; None if it is larger than the whole budget, by way of which it would also
+        have to come back."""
         entry = HostEntry(tuple(tokens), salt, state, from_disk=from_disk)
         if state.nbytes > self.max_bytes:
-            self._spill(entry)
             return None
         for other in [e for e in self._entries if e.salt == salt and self._replaces(entry, e)]:
             self.remove(other)
@@ -101,8 +104,10 @@ class HostCache:
         entry.used_at = self._clock
 
     def remove(self, entry: HostEntry) -> None:
-        self._entries.remove(entry)
-        self._n_bytes -= entry.state.nbytes
+        """Nothing, if it is not there any more."""
+        if entry in self._entries:
+            self._entries.remove(entry)
+            self._n_bytes -= entry.state.nbytes
 
     def _replaces(self, new: HostEntry, old: HostEntry) -> bool:
         n = len(old.tokens)

@@ -7,33 +7,25 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future
-
-import numpy as np
+from collections.abc import Iterable, Sequence
+from typing import Literal
 
 from openai_local.engine.backend import Backend, Batch, Floats, State
 from openai_local.engine.cells import CellLedger
 from openai_local.engine.config import EngineConfig
-from openai_local.engine.disk_cache import DiskCache, DiskEntry
+from openai_local.engine.disk_cache import MAX_WAITING_BYTES, DiskCache
+from openai_local.engine.fetches import Fetches
 from openai_local.engine.host_cache import HostCache, HostEntry
 from openai_local.engine.machine import free_memory
 from openai_local.engine.memory import CACHE_RAM_SHARE
 from openai_local.engine.metrics import EngineMetrics
-from openai_local.engine.prefix_cache import (
-    MIN_SAVE_TOKENS,
-    Copy,
-    Owner,
-    Placement,
-    PrefixCache,
-    Save,
-    Step,
-)
+from openai_local.engine.prefix_cache import Copy, Load, Placement, PrefixCache, Save, Step
 
 logger = logging.getLogger(__name__)
 
-# Of what an engine has to stop.
-CLOSE_TIMEOUT_S = 10.0
+Tier = Literal["slot", "ram", "disk"]
+# Containers are given ten seconds to stop, by default.
+CLOSE_TIMEOUT_S = 5.0
 
 
 class KvMemory:
@@ -46,17 +38,19 @@ class KvMemory:
         self._backend = backend
         self._host = host
         self._disk = disk
-        self._fetches: dict[DiskEntry, Future[State]] = {}
-        self._salts: dict[DiskEntry, str] = {}
         n_ctx = backend.info.n_ctx
-        self.cells = CellLedger(backend.n_cells, backend.n_slots, shared=backend.unified)
+        self.cells = CellLedger(backend.n_cells, backend.n_slots, shared=backend.shares_cells)
         self.cache = PrefixCache(
             backend.n_slots,
             n_ctx,
             n_drop_max=backend.n_drop_max,
             unified=backend.unified,
+            shares_cells=backend.shares_cells,
             host=host,
         )
+        self.fetches: Fetches | None = None
+        if disk is not None and host is not None:
+            self.fetches = Fetches(disk, host, self.cache)
         self.n_saved = 0
         self.n_evicted = 0
 
@@ -70,6 +64,11 @@ class KvMemory:
         """Whether any part of a slot can be dropped."""
         return self._backend.n_drop_max >= self._backend.info.n_ctx
 
+    @property
+    def can_drop_last(self) -> bool:
+        """Whether a slot's last token can be dropped."""
+        return self._backend.n_drop_max > 0
+
     def decode(self, batch: Batch) -> Floats:
         """Raises DecodeFailed."""
         rows = self._backend.decode(batch)
@@ -77,11 +76,16 @@ class KvMemory:
             self.cells.grow(slot, n)
         return rows
 
-    def place(self, placement: Placement) -> int:
-        """Returns how many tokens the slot really holds afterwards, all of them valid."""
+    def place(self, placement: Placement) -> tuple[int, Tier]:
+        """Returns how many tokens the slot really holds afterwards, all of them valid, and where
+        they were."""
+        last = placement.steps[-1] if placement.steps else None
+        tier: Tier = "slot"
+        if isinstance(last, Load):
+            tier = "disk" if last.entry.from_disk else "ram"
         self.do(placement.steps)
         kept = self.truncate(placement.slot, placement.n_reused)
-        return placement.n_reused if kept else 0
+        return placement.n_reused if kept else 0, tier
 
     def do(self, steps: Iterable[Step]) -> None:
         for step in steps:
@@ -103,51 +107,26 @@ class KvMemory:
         """Keep what the slot holds, these tokens, in RAM."""
         if self._host is None:
             return
-        try:
-            state = self._backend.save(slot)
-        except MemoryError:
-            logger.warning("no memory to save a state of %d tokens", len(tokens))
-            return
+        state = self._state(slot, len(tokens))
         if state is not None:
             self._host.put(tokens, salt, state)
             self.n_saved += 1
 
-    def fetch(self, sequence: Owner, done: Callable[[], object]) -> bool:
-        """Have the disk read what it holds of a prompt, if that is much more than is here.
-
-        Whether it does; then ``done`` is called on any thread, and :meth:`keep_fetched` is to be
-        called after it.
-        """
-        if self._disk is None:
-            return False
-        tokens, salt = sequence.tokens, sequence.cache_salt
-        entry, n = self._disk.match(tokens, salt, whole=not self.can_cut)
-        if entry is None or n < self.cache.n_reusable(sequence) + MIN_SAVE_TOKENS:
-            return False
-        if entry not in self._fetches:
-            self._fetches[entry] = self._disk.fetch(entry)
-            self._salts[entry] = salt
-        self._fetches[entry].add_done_callback(lambda _: done())
-        return True
-
-    def keep_fetched(self) -> None:
-        """Take what the disk has read into RAM."""
-        for entry, future in list(self._fetches.items()):
-            if future.done():
-                del self._fetches[entry]
-                salt = self._salts.pop(entry)
-                if future.exception() is None and self._host is not None:
-                    tokens = np.frombuffer(entry.tokens, "<i4").tolist()
-                    self._host.put(tokens, salt, future.result(), from_disk=True)
-
-    def close(self) -> None:
-        """What is worth keeping goes to the disk, as far as the time allows."""
+    def close(self, *, sound: bool) -> None:
+        """What is worth keeping goes to the disk, as far as the time allows; nothing, if the
+        engine is not ``sound``: then slots may hold something else than they should."""
         if self._disk is None or self._host is None:
             return
-        self.do(self.cache.save_idle())
-        for entry in self._host.by_value():
-            self._disk.put(entry.tokens, entry.salt, entry.state)
-        self._disk.close(CLOSE_TIMEOUT_S)
+        try:
+            if sound:
+                for save in self.cache.save_idle():
+                    state = self._state(save.slot, len(save.tokens))
+                    if state is not None:
+                        self._disk.put(save.tokens, save.salt, state)
+                for entry in self._host.by_value():
+                    self._disk.put(entry.tokens, entry.salt, entry.state)
+        finally:
+            self._disk.close(CLOSE_TIMEOUT_S)
 
     def evict(self, keep: int = -1) -> bool:
         """Empty the idle slot that is worth least; False if there is none."""
@@ -170,20 +149,35 @@ class KvMemory:
             metrics.ram_bytes = self._host.n_bytes
             metrics.ram_evictions_total = self._host.n_evicted
         if self._disk is not None:
-            metrics.disk_bytes = self._disk.metrics().n_bytes
+            disk = self._disk.metrics()
+            metrics.disk_bytes = disk.n_bytes
+            metrics.disk_evictions_total = disk.n_evicted_total
+            metrics.disk_dropped_total = disk.n_dropped_total
+
+    def _state(self, slot: int, n_tokens: int) -> State | None:
+        try:
+            return self._backend.save(slot)
+        except MemoryError:
+            logger.warning("no memory to save a state of %d tokens", n_tokens)
+            return None
 
     def _load(self, slot: int, entry: HostEntry) -> None:
         assert self._host is not None, "an entry is of a host cache"
         self.cells.resize(slot, 0)  # it takes cells of its own
+        entry.from_disk = False
         if self._backend.load(slot, entry.state):
             self._host.touch(entry)
             self.cells.resize(slot, len(entry.tokens))
-        else:
-            logger.warning("a saved state of %d tokens cannot be read", len(entry.tokens))
+            return
+        # It would fail the next one, too; and what is computed instead is saved in its place.
+        logger.warning("a saved state of %d tokens cannot be loaded", len(entry.tokens))
+        self._host.remove(entry)
+        if self._disk is not None:
+            self._disk.reject(entry.tokens, entry.salt)
 
 
 def open_memory(backend: Backend, config: EngineConfig) -> KvMemory:
-    """With the tiers that the settings ask for. Raises OSError."""
+    """With the tiers that the settings ask for."""
     n_bytes = config.cache_ram
     if n_bytes is None:
         n_bytes = int(free_memory() * CACHE_RAM_SHARE)
@@ -193,7 +187,14 @@ def open_memory(backend: Backend, config: EngineConfig) -> KvMemory:
     can_cut = backend.n_drop_max >= backend.info.n_ctx
     if config.cache_dir is None:
         return KvMemory(backend, HostCache(n_bytes, can_drop=can_cut))
-    disk = DiskCache(config.cache_dir, config.cache_disk, backend.fingerprint)
+    disk = DiskCache(
+        config.cache_dir,
+        config.cache_disk,
+        backend.fingerprint,
+        n_tokens_max=backend.info.n_ctx,
+        can_drop=can_cut,
+        max_waiting_bytes=min(MAX_WAITING_BYTES, n_bytes),
+    )
     host = HostCache(
         n_bytes,
         can_drop=can_cut,

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 KV_SHARE = 0.25
 # As much of what is then free holds the states of earlier prompts.
 CACHE_RAM_SHARE = 1 / 16
-# llama.cpp's block formats: bytes of an element, scales included.
-CACHE_TYPE_BYTES = {"f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
 DEFAULT_PARALLEL = 16
 MIN_PARALLEL = 4
 MIN_CTX = 2048
@@ -28,10 +26,68 @@ class ContextPlan:
     unified: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class KvCost:
+    """What the memory takes, in bytes.
+
+    ``token`` is of a token in the layers that keep all of them, ``window_token`` in those that keep
+    ``n_window``, with ``n_ubatch`` more for what is being computed; ``state`` is of a sequence in
+    recurrent layers, however long it is, and 0 where there are none.
+    """
+
+    token: float
+    window_token: float = 0.0
+    n_window: int = 0
+    n_ubatch: int = 0
+    state: float = 0.0
+
+    @property
+    def has_cells(self) -> bool:
+        """Whether longer sequences take more."""
+        return self.token + self.window_token > 0
+
+    @property
+    def stateful(self) -> bool:
+        """Whether something is of all tokens of a sequence at once."""
+        return self.state > 0
+
+    def streams(self, n_ctx: int, n_parallel: int) -> float:
+        n_kept = min(n_ctx, self.n_window + self.n_ubatch)
+        return n_parallel * (n_ctx * self.token + n_kept * self.window_token + self.state)
+
+    def pool(self, n_cells: int, n_parallel: int) -> float:
+        n_kept = min(n_cells, self.n_window * n_parallel + self.n_ubatch)
+        return n_cells * self.token + n_kept * self.window_token + n_parallel * self.state
+
+    def fixed(self, n_parallel: int) -> float:
+        """What sequences in a pool take of their own, beyond its cells."""
+        return n_parallel * (self.n_window * self.window_token + self.state)
+
+    def total(self, plan: ContextPlan) -> float:
+        if plan.unified:
+            return self.pool(plan.n_cells, plan.n_parallel)
+        return self.streams(plan.n_ctx, plan.n_parallel)
+
+    def longest(self, budget_bytes: float, n_parallel: int) -> int:
+        """The longest sequences of which ``n_parallel`` fit, each with cells of its own."""
+        n_kept = self.n_window + self.n_ubatch
+        return self._tokens_within(budget_bytes / n_parallel - self.state, n_kept)
+
+    def largest_pool(self, budget_bytes: float, n_parallel: int) -> int:
+        n_kept = self.n_window * n_parallel + self.n_ubatch
+        return self._tokens_within(budget_bytes - n_parallel * self.state, n_kept)
+
+    def _tokens_within(self, n_bytes: float, n_kept: int) -> int:
+        n = n_bytes / max(self.token + self.window_token, 1)
+        if n > n_kept:
+            n = (n_bytes - n_kept * self.window_token) / max(self.token, 1)
+        return max(0, int(n))
+
+
 def plan_context(
     *,
     n_ctx_train: int,
-    bytes_per_token: float,
+    cost: KvCost,
     budget_bytes: int,
     n_ctx: int | None,
     n_parallel: int | None,
@@ -42,26 +98,31 @@ def plan_context(
     Left to itself: the streams layout, which is faster, with the trained context and sequences
     halved from DEFAULT_PARALLEL until they fit; if MIN_PARALLEL do not, the unified layout, where
     DEFAULT_PARALLEL share what the budget gives. Where that is ruled out: a shorter context, of no
-    less than MIN_CTX.
+    less than MIN_CTX. Sequences of which all have one state share nothing, however many they are.
     """
-    budget_tokens = int(budget_bytes / max(bytes_per_token, 1))
     ctx = n_ctx or n_ctx_train
     parallel = n_parallel or DEFAULT_PARALLEL
-    while n_parallel is None and parallel > MIN_PARALLEL and ctx * parallel > budget_tokens:
+    fewest = MIN_PARALLEL if cost.has_cells else 1
+    while n_parallel is None and parallel > fewest and cost.streams(ctx, parallel) > budget_bytes:
         parallel //= 2
     if unified is None:
-        unified = ctx * parallel > budget_tokens and parallel > 1
-    if unified:
-        return _shared_pool(budget_tokens, n_ctx_train, n_ctx, n_parallel or DEFAULT_PARALLEL)
-    if n_ctx is None and ctx * parallel > budget_tokens:
-        ctx = max(min(MIN_CTX, n_ctx_train), budget_tokens // parallel // 256 * 256)
+        unified = cost.streams(ctx, parallel) > budget_bytes and parallel > 1
+    if unified and cost.has_cells:
+        return _shared_pool(cost, budget_bytes, n_ctx_train, n_ctx, n_parallel)
+    if n_ctx is None and cost.streams(ctx, parallel) > budget_bytes:
+        longest = cost.longest(budget_bytes, parallel) // 256 * 256
+        ctx = max(min(MIN_CTX, n_ctx_train), min(longest, n_ctx_train))
     return ContextPlan(ctx, parallel, ctx * parallel)
 
 
 def _shared_pool(
-    budget_tokens: int, n_ctx_train: int, n_ctx: int | None, n_parallel: int
+    cost: KvCost, budget_bytes: int, n_ctx_train: int, n_ctx: int | None, n_parallel: int | None
 ) -> ContextPlan:
+    parallel = n_parallel or DEFAULT_PARALLEL
+    # States and windows are of each sequence: at least half of the budget is for what is shared.
+    while n_parallel is None and parallel > 1 and 2 * cost.fixed(parallel) > budget_bytes:
+        parallel //= 2
     shortest = min(MIN_CTX, n_ctx_train) if n_ctx is None else n_ctx
-    n_cells = max(budget_tokens // 256 * 256, shortest)
+    n_cells = max(cost.largest_pool(budget_bytes, parallel) // 256 * 256, shortest)
     ctx = min(n_ctx_train, n_cells) if n_ctx is None else n_ctx
-    return ContextPlan(ctx, n_parallel, min(n_cells, ctx * n_parallel), unified=True)
+    return ContextPlan(ctx, parallel, min(n_cells, ctx * parallel), unified=True)

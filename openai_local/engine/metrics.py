@@ -50,9 +50,10 @@ class EngineMetrics:
     ``queue_seconds`` is from submission to a slot, ``first_token_seconds`` from submission to the
     first token, ``inter_token_seconds`` between two tokens of one generation, and
     ``request_seconds`` from submission to an end that was no failure. ``decode_batch_size`` is in
-    sequences. Prompt tokens were computed, or reused from a slot, or from a state that was
-    saved to RAM, or to disk before that. ``evictions_total`` counts idle slots emptied for want of
-    cells.
+    sequences. Prompt tokens were computed, or reused from a slot, a state in RAM, or one that was
+    read from the disk for them. ``evictions_total`` counts idle slots emptied for want of cells.
+    ``disk_bytes`` are of all models that share the directory; ``disk_dropped_total`` counts states
+    that were to be written and could not be.
     """
 
     requests_submitted_total: int = 0
@@ -79,6 +80,8 @@ class EngineMetrics:
     cells_total: int = 0
     ram_bytes: int = 0
     disk_bytes: int = 0
+    disk_evictions_total: int = 0
+    disk_dropped_total: int = 0
     queue_seconds: Histogram = field(default_factory=_waits)
     first_token_seconds: Histogram = field(default_factory=_waits)
     request_seconds: Histogram = field(default_factory=_waits)
@@ -92,6 +95,11 @@ class EngineMetrics:
             + self.requests_cancelled_total
             + self.requests_failed_total
         )
+
+    @property
+    def prompt_tokens_reused_slot_total(self) -> int:
+        below = self.prompt_tokens_reused_ram_total + self.prompt_tokens_reused_disk_total
+        return self.prompt_tokens_reused_total - below
 
     def snapshot(self) -> EngineMetrics:
         """A copy that does not change any more."""

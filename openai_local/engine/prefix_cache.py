@@ -22,6 +22,11 @@ from openai_local.engine.prefix import common_prefix
 # Moving less than this takes as long as computing it again.
 MIN_COPY_TOKENS = 32
 MIN_SAVE_TOKENS = 64
+# Where slots cannot be cut back, so many new tokens of a prompt are saved for the next turn, which
+# seldom begins with the answer as it was generated (thoughts are left out), nor always with the
+# last tokens of the prompt, which only open the answer.
+MIN_TURN_TOKENS = 256
+N_OPENING_TOKENS = 8
 # What no other slot or state begins with must be so much of a state for it to be saved.
 MIN_SAVE_SHARE = 1 / 8
 # A copy moves a slot's whole buffer, a save what it holds: on a CPU both take 0.1 ms a MiB.
@@ -136,12 +141,15 @@ class PrefixCache:
         *,
         n_drop_max: int | None = None,
         unified: bool = False,
+        shares_cells: bool = True,
         host: HostCache | None = None,
     ) -> None:
-        """``n_drop_max``: how many of a slot's last tokens can be dropped; None is all."""
+        """``n_drop_max``: how many of a slot's last tokens can be dropped; None is all.
+        ``shares_cells``: whether a copy in a pool takes none of its own."""
         self._n_ctx = n_ctx
         self._n_drop_max = n_ctx if n_drop_max is None else n_drop_max
         self._unified = unified
+        self._shares_cells = shares_cells
         self._host = host
         self._slots = [_Slot() for _ in range(n_slots)]
         self._clock = 0
@@ -206,6 +214,8 @@ class PrefixCache:
         entry, n_saved = self._host_match(sequence)
         if entry is not None and n_saved >= n_match + MIN_COPY_TOKENS:
             return max(len(entry.tokens), len(sequence.tokens)), -1
+        if not self._shares_cells and source >= 0 and self._slots[source].running:
+            return len(sequence.tokens), source
         return len(sequence.tokens) - n_match, source
 
     def acquire(self, sequence: Owner) -> Placement:
@@ -258,10 +268,15 @@ class PrefixCache:
         self._slots[slot].tokens = ()
         return slot, tuple(steps)
 
-    def save_idle(self) -> list[Step]:
-        """All that idle slots hold goes to the host cache, what is worth most last."""
-        order = sorted(self._idle(), key=lambda i: self._value(self._slots[i]))
-        return [step for slot in order for step in self._lose(slot)]
+    def save_idle(self) -> list[Save]:
+        """All that idle slots hold and neither the host cache nor another of these has, what is
+        worth most first."""
+        order = sorted(self._idle(), key=lambda i: self._value(self._slots[i]), reverse=True)
+        saves: list[Save] = []
+        for slot in order:
+            save = self._save(slot, [self._slots[other.slot] for other in saves])
+            saves += [] if save is None else [save]
+        return saves
 
     def compact(self) -> tuple[tuple[int, int], tuple[Step, ...]] | None:
         """Close the lowest gap with the highest running slot.
@@ -287,7 +302,9 @@ class PrefixCache:
     def _usable(self, slot: int, sequence: Owner) -> int:
         held = self._slots[slot]
         n = held.common(sequence.tokens, sequence.cache_salt, _limit(sequence))
-        return n if held.n_held - n <= self._n_drop_max else 0
+        # Cells of its own come to a copy by way of a state, which is used whole.
+        by_state = self._unified and not self._shares_cells and held.running
+        return n if held.n_held - n <= (0 if by_state else self._n_drop_max) else 0
 
     def _host_match(self, sequence: Owner) -> tuple[HostEntry | None, int]:
         if self._host is None:
@@ -300,7 +317,8 @@ class PrefixCache:
         idle = self._idle()
         if not self._unified:
             return idle[0]
-        if source in idle and n_match >= len(self._slots[source].tokens) // 2:
+        most_is_of_use = n_match >= len(self._slots[source].tokens) // 2
+        if source in idle and (most_is_of_use or not self._shares_cells):
             return source
         others = [i for i in idle if i != source] or idle
         return min(others, key=lambda i: self._value(self._slots[i]))
@@ -315,6 +333,8 @@ class PrefixCache:
         n = max(n, min(host.common(tokens, salt), len(tokens) - 1))
         if n >= n_reused + MIN_SAVE_TOKENS:
             sequence.checkpoints.add(n)
+        if len(tokens) >= n_reused + MIN_TURN_TOKENS:
+            sequence.checkpoints.add(len(tokens) - N_OPENING_TOKENS)
 
     def _occupy(self, target: int, owner: Owner) -> None:
         slot = self._slots[target]
@@ -341,19 +361,23 @@ class PrefixCache:
 
     def _lose(self, slot: int) -> list[Step]:
         """Before what an idle slot holds is lost: save it, if that is worth it."""
+        save = self._save(slot, [s for s in self._slots if s is not self._slots[slot]])
+        return [] if save is None else [save]
+
+    def _save(self, slot: int, others: Sequence[_Slot]) -> Save | None:
+        """``others`` keep what they hold."""
         held, host = self._slots[slot], self._host
         n = len(held.tokens)
         if host is None or n < MIN_SAVE_TOKENS:
-            return []
+            return None
         if host.holds(held.tokens, held.salt):
-            return []
+            return None
         if self._n_drop_max >= self._n_ctx:
-            others = [s for s in self._slots if s is not held]
             n_elsewhere = max((s.common(held.tokens, held.salt, n) for s in others), default=0)
             n_elsewhere = max(n_elsewhere, host.common(held.tokens, held.salt))
             if n - n_elsewhere < max(MIN_SAVE_SHARE * n, MIN_SAVE_TOKENS):
-                return []
-        return [Save(slot, tuple(held.tokens), held.salt)]
+                return None
+        return Save(slot, tuple(held.tokens), held.salt)
 
     def _value(self, slot: _Slot) -> float:
         """What is worth keeping: many tokens, used not long ago. In tokens per use of the cache."""

@@ -37,15 +37,15 @@ class PrefillBudget:
     def __init__(self, n_batch: int, target_itl_s: float) -> None:
         self.n_batch = n_batch
         self._target_itl_s = target_itl_s
-        self._token_s: float | None = None  # of a prompt; not known before the first chunk
+        self.token_s: float | None = None  # of a prompt; not known before the first chunk
         self._decode_s = 0.0
 
     def observe_prefill(self, n_tokens: int, seconds: float) -> None:
         # Shorter ones than are ever cut say more of a call's cost than of the speed.
         if n_tokens >= min(MIN_CHUNK_TOKENS, self.n_batch) and seconds > 0:
             token_s = seconds / n_tokens
-            before = token_s if self._token_s is None else self._token_s
-            self._token_s = before + 0.3 * (token_s - before)
+            before = token_s if self.token_s is None else self.token_s
+            self.token_s = before + 0.3 * (token_s - before)
 
     def observe_decode(self, seconds: float) -> None:
         self._decode_s += 0.3 * (seconds - self._decode_s)
@@ -66,7 +66,7 @@ class PrefillBudget:
     @property
     def whole(self) -> int:
         """Prompts up to this long are not cut: a call has a cost of its own."""
-        return max(min(self._fits(MIN_CHUNK_S), 2 * TILE, self.n_batch), MIN_CHUNK_TOKENS)
+        return min(max(min(self._fits(MIN_CHUNK_S), 2 * TILE), MIN_CHUNK_TOKENS), self.n_batch)
 
     def _bounded(self, seconds: float) -> int:
         n = self._fits(seconds)
@@ -74,7 +74,7 @@ class PrefillBudget:
         return min(n, self.n_batch)
 
     def _fits(self, seconds: float) -> int:
-        return TILE if self._token_s is None else int(seconds / self._token_s)
+        return TILE if self.token_s is None else int(seconds / self.token_s)
 
 
 class Scheduler:

@@ -35,7 +35,6 @@ from openai_local.engine.backend import State
 
 MAGIC = b"OAILSEQ\x00"
 VERSION = 1
-PARTIAL = "seqstate-"  # a file that is being written starts so, and ends in .partial
 # crc32 finds what crashes and disks do to a file, at 4 GB/s where blake2b makes 0.9. Against
 # forgery neither helps: whoever may write to the directory may write a valid file.
 _PREFIX = struct.Struct("<8sI")
@@ -43,6 +42,7 @@ _HEADER = struct.Struct("<8sIIQ16s16sII")
 _CRC = struct.Struct("<I")
 _N_FIXED = _HEADER.size + _CRC.size
 _NAME = re.compile(r"[0-9a-f]{32}\.seqstate")
+_PARTIAL = ("seqstate-", ".partial")  # so begins and ends what is being written
 _CHUNK_BYTES = 16 << 20
 
 
@@ -70,6 +70,10 @@ class Key:
     fingerprint: bytes  # digests: a salt may be a secret, and is not to be found on the disk
     salt: bytes
     tokens: bytes = field(repr=False)  # see pack(); a tuple would take nine times as much
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.tokens) // 4
 
     @property
     def file_name(self) -> str:
@@ -102,6 +106,11 @@ def pack(tokens: Sequence[int]) -> bytes:
 def is_name(name: str) -> bool:
     """Whether a file of this name may be ours."""
     return _NAME.fullmatch(name) is not None
+
+
+def is_partial(name: str) -> bool:
+    """Whether a file of this name may be one that is being written, or never was to its end."""
+    return name.startswith(_PARTIAL[0]) and name.endswith(_PARTIAL[1])
 
 
 def file_size(n_tokens: int, n_bytes: int) -> int:
@@ -168,20 +177,22 @@ def write_state(directory: Path, key: Key, state: State, between: Callable[[], N
     ``between`` is called every few MB; what it raises ends the writing. Raises OSError.
     """
     head = _HEADER.pack(
-        MAGIC, VERSION, len(key.tokens) // 4, state.size, key.fingerprint, key.salt,
+        MAGIC, VERSION, key.n_tokens, state.size, key.fingerprint, key.salt,
         zlib.crc32(key.tokens), zlib.crc32(state.data),
     )  # fmt: skip
     path = directory / key.file_name
     # For the owner's eyes only, as mkstemp makes files: they hold people's prompts.
-    handle, partial = tempfile.mkstemp(".partial", PARTIAL, directory)
+    handle, partial = tempfile.mkstemp(_PARTIAL[1], _PARTIAL[0], directory)
     try:
         with open(handle, "wb") as file:
             file.write(head + _CRC.pack(zlib.crc32(head)) + key.tokens)
             for start in range(0, state.size, _CHUNK_BYTES):
                 between()
                 file.write(state.data[start : start + _CHUNK_BYTES])
-            file.flush()
-            os.fsync(file.fileno())  # or a power cut could leave the name without the content
+                file.flush()
+                # Or a power cut could leave the name without the content; and one for it all would
+                # keep readers waiting for seconds.
+                os.fsync(file.fileno())
         os.replace(partial, path)
     except BaseException:
         Path(partial).unlink(missing_ok=True)

@@ -57,8 +57,10 @@ class WaitingQueue:
 
     def submitted_before(self, time_s: float) -> list[Sequence]:
         """Those that were submitted before ``time_s`` of the monotonic clock."""
-        return [
-            sequence
-            for queue in self._by_priority.values()
-            for sequence in takewhile(lambda s: s.submitted_s < time_s, queue)
-        ]
+
+        def may_follow(sequence: Sequence) -> bool:
+            """In order of arrival, but for those at the head that were in a slot already."""
+            return sequence.submitted_s < time_s or sequence.admitted_s is not None
+
+        first = chain.from_iterable(takewhile(may_follow, q) for q in self._by_priority.values())
+        return [sequence for sequence in first if sequence.submitted_s < time_s]

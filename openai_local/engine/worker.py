@@ -21,6 +21,10 @@ class Work(Protocol[Message]):
         """Take the messages and do a bounded piece of work; False when there is nothing to do."""
         ...
 
+    def wake_in_s(self) -> float | None:
+        """After how long to take a step though no message came; None: never."""
+        ...
+
     def close(self, messages: list[Message]) -> None:
         """Free everything; ``messages`` came too late to be worked on. Must not raise."""
         ...
@@ -104,7 +108,7 @@ class Worker(Generic[Message]):
                 with self._condition:
                     # Nothing to do burns no CPU.
                     while not busy and not self._inbox and not self._stopping:
-                        self._condition.wait()
+                        busy = not self._condition.wait(work.wake_in_s())
                     if self._stopping:
                         break
                 busy = work.step(self.take())

@@ -23,12 +23,13 @@ class LlamaEmbedding:
     """A context for embeddings. Causal models are pooled here, so that an input may come in
     pieces; models that look ahead are pooled by llama.cpp, an input at once."""
 
-    n_seq = 64
-
     def __init__(
         self, model: Any, config: EngineConfig, info: ModelInfo, threads: tuple[int, int]
     ) -> None:
         self.whole_inputs = not info.can_generate
+        # A recurrent model takes memory for the state of each.
+        stateful = lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model)
+        self.n_seq = 4 if stateful else 64
         declared = meta(model, f"{arch(model)}.pooling_type")
         pooling = int(declared) if declared else lib.LLAMA_POOLING_TYPE_MEAN
         if pooling == lib.LLAMA_POOLING_TYPE_NONE:
@@ -55,6 +56,7 @@ class LlamaEmbedding:
         params.embeddings = True
         params.n_threads, params.n_threads_batch = threads
         params.no_perf = True
+        params.swa_full = False
         self._context = lib.llama_init_from_model(model, params)
         if not self._context:
             raise Unsupported("embeddings: llama.cpp cannot make their context")
@@ -65,7 +67,8 @@ class LlamaEmbedding:
         c_batch = self._batch.fill(batch)
         slots, starts, counts = np.unique(batch.slots, return_index=True, return_counts=True)
         if self.whole_inputs:
-            decode(self._context, c_batch, lib.llama_encode)
+            # What was made to generate keeps its memory, also where it was taught to look ahead.
+            decode(self._context, c_batch, lib.llama_decode if self._memory else lib.llama_encode)
             return np.stack([self._pooled(int(slot)) for slot in slots])
         decode(self._context, c_batch)
         rows = view(lib.llama_get_embeddings(self._context), len(batch), self._n_embd)

@@ -18,6 +18,9 @@ native_logger = logging.getLogger("openai_local.llama_cpp")
 # llama.cpp's log is chatty: its info is our debug, its warnings are for its own developers.
 _LEVELS = {2: logging.DEBUG, 3: logging.INFO, 4: logging.ERROR}
 
+_ERROR = 4
+_errors = threading.local()  # a load logs on the thread that called it
+
 _process_lock = threading.Lock()
 _process_ready = False
 
@@ -25,8 +28,16 @@ _process_ready = False
 @lib.llama_log_callback  # type: ignore[untyped-decorator]
 def _log(level: int, text: bytes, _: object) -> None:
     number = _LEVELS.get(level, logging.DEBUG)  # level 5 continues a line
+    if level == _ERROR:
+        _errors.lines = [*getattr(_errors, "lines", ())[-9:], text.decode(errors="replace").strip()]
     if native_logger.isEnabledFor(number):
         native_logger.log(number, "%s", text.decode(errors="replace").rstrip())
+
+
+def take_errors() -> list[str]:
+    """What llama.cpp has logged as errors on this thread since this was last asked, at most 10."""
+    lines, _errors.lines = getattr(_errors, "lines", []), []
+    return lines
 
 
 def prepare_process() -> None:

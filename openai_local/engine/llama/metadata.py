@@ -9,8 +9,6 @@ from typing import Any
 
 import llama_cpp as lib
 
-from openai_local.engine.config import EngineConfig
-from openai_local.engine.memory import CACHE_TYPE_BYTES
 from openai_local.engine.sampler_steps import RECOMMENDED
 
 
@@ -37,20 +35,6 @@ def sampling_defaults(model: Any) -> dict[str, float]:
     """The GGUF's own recommended sampling (``general.sampling.*``), where it carries one."""
     values = {key: meta(model, f"general.sampling.{key}") for key in RECOMMENDED}
     return {key: float(value) for key, value in values.items() if value}
-
-
-def kv_bytes_per_token(model: Any, config: EngineConfig) -> float:
-    """Keys and values of every layer's KV heads."""
-    name = arch(model)
-    n_head = max(1, lib.llama_model_n_head(model))
-    head = lib.llama_model_n_embd(model) // n_head
-    key = int(meta(model, f"{name}.attention.key_length") or head)
-    value = int(meta(model, f"{name}.attention.value_length") or head)
-    n_head_kv = max(1, lib.llama_model_n_head_kv(model))
-    head_bytes = (
-        key * CACHE_TYPE_BYTES[config.cache_type_k] + value * CACHE_TYPE_BYTES[config.cache_type_v]
-    )
-    return float(lib.llama_model_n_layer(model) * n_head_kv * head_bytes)
 
 
 def file_digest(path: Path) -> str:

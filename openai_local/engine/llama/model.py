@@ -16,9 +16,9 @@ from openai_local.engine.config import EngineConfig
 from openai_local.engine.draw import Weights, make_draw
 from openai_local.engine.errors import EngineStopped, ModelLoadFailed
 from openai_local.engine.llama.batch import CBatch, decode, view
-from openai_local.engine.llama.context import new_context, plan_layout
+from openai_local.engine.llama.context import measure_cost, new_context, plan_layout
 from openai_local.engine.llama.embedding import LlamaEmbedding
-from openai_local.engine.llama.library import prepare_process
+from openai_local.engine.llama.library import prepare_process, take_errors
 from openai_local.engine.llama.metadata import (
     arch,
     chat_template,
@@ -71,7 +71,8 @@ class LlamaBackend:
             self._config.cache_type_k,
             self._config.cache_type_v,
             self._config.flash_attn,
-            self.unified,
+            # A state of the streams layout tells how many there are.
+            1 if self.unified else self.n_slots,
             lib.__version__,
         )
         return f"{file_digest(self._config.model)} {context}"
@@ -94,10 +95,16 @@ class LlamaBackend:
         return self._logits[:n_rows]
 
     def copy(self, source: int, target: int) -> None:
-        # Across streams only a whole copy is possible; a partial one is an assertion.
         lib.llama_memory_seq_rm(self._memory, target, -1, -1)
+        if self.unified and self._n_swa:
+            # llama.cpp never gives a window's cell back that two slots share: they would fill it.
+            state = self.save(source)
+            if state is not None:
+                self.load(target, state)
+            return
+        # Across streams only a whole copy is possible; a partial one is an assertion.
         lib.llama_memory_seq_cp(self._memory, source, target, -1, -1)
-        if not self.unified:
+        if self._defers_copies:
             self._copying |= {source, target}
 
     def save(self, slot: int) -> State | None:
@@ -106,32 +113,35 @@ class LlamaBackend:
         size = lib.llama_state_seq_get_size(self._context, slot)
         state = np.empty(size, np.uint8)
         n = lib.llama_state_seq_get_data(self._context, _bytes_at(state), size, slot)
-        return state if n == size else None
+        return state if 0 < n == size else None
 
     def load(self, slot: int, state: State) -> bool:
         # Copies between streams are done by the next decode: it would copy what is loaded now.
         if slot in self._copying:
             return False
         size = state.nbytes
-        if lib.llama_state_seq_set_data(self._context, _bytes_at(state), size, slot) == size:
+        n = lib.llama_state_seq_set_data(self._context, _bytes_at(state), size, slot)
+        if 0 < n == size:
             return True
         lib.llama_memory_seq_rm(self._memory, slot, -1, -1)
         return False
 
     def truncate(self, slot: int, n_keep: int) -> bool:
         memory = self._memory
-        if n_keep > 0:
-            # A sliding window may have dropped what the first new token attends to.
-            first_needed = max(0, n_keep - self._n_swa) if self._n_swa else 0
-            has_all = (
-                0 <= lib.llama_memory_seq_pos_min(memory, slot) <= first_needed
-                and lib.llama_memory_seq_pos_max(memory, slot) >= n_keep - 1
-            )
-            # Recurrent models cannot drop a part: False.
-            if has_all and lib.llama_memory_seq_rm(memory, slot, n_keep, -1):
-                return True
+        holds = n_keep > 0 and self._holds(slot, n_keep)
+        if holds and lib.llama_memory_seq_rm(memory, slot, n_keep, -1):
+            return True
         lib.llama_memory_seq_rm(memory, slot, -1, -1)
         return n_keep == 0
+
+    def _holds(self, slot: int, n_keep: int) -> bool:
+        """Whether the slot has all that a token after its first ``n_keep`` looks back to."""
+        first = lib.llama_memory_seq_pos_min(self._memory, slot)
+        last = lib.llama_memory_seq_pos_max(self._memory, slot)
+        if self._stateful:
+            return bool(last == n_keep - 1)  # a state is of all its tokens, or of no use
+        first_needed = max(0, n_keep - self._n_swa + 1) if self._n_swa else 0
+        return bool(0 <= first <= first_needed and last >= n_keep - 1)
 
     def draw(self, sampling: SamplingParams, seed: int, prompt: Sequence[int]) -> Draw:
         if needs_chain(sampling):
@@ -162,13 +172,16 @@ class LlamaBackend:
         with path.open("rb") as file:
             if file.read(4) != b"GGUF":
                 raise ModelLoadFailed(path, "it is not a GGUF file")
+        take_errors()
         go_on = lib.llama_progress_callback(lambda progress, _: not stopping())
         params.progress_callback = go_on
         model = lib.llama_model_load_from_file(os.fsencode(path), params)
         if not model and stopping():
             raise EngineStopped
         if not model:
-            raise ModelLoadFailed(path, "llama.cpp cannot load it; its log says why (DEBUG)")
+            # The first error is the reason, the others say where it led.
+            reason = next(iter(take_errors()), "llama.cpp cannot load it")
+            raise ModelLoadFailed(path, reason)
         if lib.llama_model_has_encoder(model) or lib.llama_model_is_diffusion(model):
             lib.llama_model_free(model)
             raise ModelLoadFailed(path, "encoder-decoder and diffusion models are not supported")
@@ -176,14 +189,18 @@ class LlamaBackend:
 
     def _open_context(self) -> None:
         model, config = self._model, self._config
-        can_generate = meta(model, f"{arch(model)}.attention.causal") != "false"
-        plan = plan_layout(model, config, can_generate)
+        causal = meta(model, f"{arch(model)}.attention.causal") != "false"
+        cost = measure_cost(model, config, self._threads()) if causal else None
+        plan = plan_layout(model, config, cost)
         n_ctx, n_parallel = plan.n_ctx, plan.n_parallel
-        self._n_swa = lib.llama_model_n_swa(model)
         self.unified, self.n_slots, self.n_cells = plan.unified, n_parallel, 0
-        if can_generate:
-            stateful = lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model)
-            if plan.unified and not stateful and not self._n_swa:
+        self.shares_cells = plan.unified
+        if cost is not None:
+            self._n_swa = cost.n_window
+            self._stateful = cost.stateful
+            self.shares_cells = plan.unified and not self._n_swa
+            self._defers_copies = not plan.unified and cost.has_cells
+            if self.shares_cells and not self._stateful:
                 # Names of sequences cost nothing here, and idle ones keep what they computed.
                 self.n_slots = min(2 * n_parallel, lib.llama_max_parallel_sequences())
             self._context = new_context(model, config, plan, self.n_slots, self._threads())
@@ -193,8 +210,7 @@ class LlamaBackend:
             self.n_cells = plan.n_cells
             self.n_batch: int = lib.llama_n_batch(self._context)
             self._batch = CBatch(self.n_batch)
-            # What a sliding window has left behind may be gone a batch later.
-            self.n_drop_max = 0 if stateful else config.n_ubatch if self._n_swa else n_ctx
+            self.n_drop_max = self._most_to_drop(n_ctx)
         else:
             self.n_batch, self.n_drop_max = config.n_batch, n_ctx
             n_ctx, n_parallel = min(n_ctx, lib.llama_model_n_ctx_train(model)), 1
@@ -207,15 +223,23 @@ class LlamaBackend:
             n_ctx_train=lib.llama_model_n_ctx_train(model),
             n_ctx=n_ctx,
             n_parallel=n_parallel,
-            can_generate=can_generate,
+            can_generate=cost is not None,
             chat_template=chat_template(model),
             bos_token=self.vocabulary.bos_text,
             eos_token=self.vocabulary.eos_text,
             sampling_defaults=sampling_defaults(model),
         )
         logger.info("%s: %s", config.model.name, self.info.description)
-        if can_generate:
+        if cost is not None:
             self._warm_up()
+
+    def _most_to_drop(self, n_ctx: int) -> int:
+        if self._stateful:
+            return 0
+        if not 0 < self._n_swa < n_ctx:
+            return n_ctx
+        # What a window has left behind may be gone a batch later.
+        return min(self._config.n_ubatch, self.n_batch, n_ctx - 1)
 
     def _threads(self) -> tuple[int, int]:
         n = self._config.n_threads or physical_cores()
