@@ -53,7 +53,7 @@ def spelling(text: str, n_prompt: int | None = None) -> NextToken:
             prompt = bytes(t if t < 256 else 0 for t in tokens)
             start = prompt.rindex(b"<assistant>") + len(b"<assistant>")
         at = len(tokens) - start
-        return data[at] if at < len(data) else EOG
+        return data[at] if 0 <= at < len(data) else EOG
 
     return next_token
 
@@ -74,8 +74,9 @@ class FakeVocabulary:
     n_tokens = N_VOCAB
     control_tokens = ("<|control|>",)
 
-    def __init__(self, add_bos: bool = False) -> None:
+    def __init__(self, add_bos: bool = False, fim: tuple[int, int, int] | None = None) -> None:
         self._add_bos = add_bos
+        self._fim = fim
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         tokens = [BOS] if add_special and self._add_bos else []
@@ -88,13 +89,23 @@ class FakeVocabulary:
         return BOS if self._add_bos else None
 
     def piece(self, token: int) -> bytes:
+        assert 0 <= token < self.n_tokens, "only tokens have pieces"
         return bytes([token]) if token < 256 else b""
+
+    def name(self, token: int) -> str:
+        return {EOG: "<|end|>", BOS: "<|begin|>", CONTROL: "<|control|>"}.get(token, "")
+
+    def fill_in_the_middle(self) -> tuple[int, int, int] | None:
+        return self._fim
 
     def is_eog(self, token: int) -> bool:
         return token == EOG
 
     def eog_tokens(self) -> Sequence[int]:
         return (EOG,)
+
+    def suppressed_tokens(self) -> Sequence[int]:
+        return ()
 
 
 class FakeDraw:
@@ -110,6 +121,9 @@ class FakeDraw:
     def draw(self, row: Floats) -> int:
         token = int(row.argmax())
         return token if token == EOG else 97 + (token - 97 + self._seed) % 26
+
+    def accept(self, token: int) -> None:
+        pass
 
     def close(self) -> None:
         assert not self._closed, "a draw is closed once"
@@ -236,13 +250,15 @@ class FakeBackend:
         faults: Callable[[Batch], int] = lambda batch: 0,
         state_faults: Callable[[], bool] = lambda: False,
         whole_inputs: bool = False,
+        fim: tuple[int, int, int] | None = None,
     ) -> None:
         self.n_slots = n_slots
         self.n_batch = n_batch
-        self.vocabulary = FakeVocabulary(add_bos)
+        self.vocabulary = FakeVocabulary(add_bos, fim)
         self.slots: list[list[int]] = [[] for _ in range(n_slots)]
         self.closed = False
         self.batches: list[Batch] = []
+        self.sampled: list[SamplingParams] = []  # what every draw was made for
         self._next_token = next_token
         # A pool of cells makes it the unified layout.
         self.unified = n_cells is not None
@@ -311,7 +327,11 @@ class FakeBackend:
         assert source != target
         if self.unified and self._windowed:
             self.truncate(target, 0)
-            self.load(target, self.save(source))
+            tokens = list(self.slots[source])
+            if len(tokens) + self.n_used <= self.n_cells:
+                for token in tokens:
+                    self._append(target, token)
+                self._n_whole[target] = len(tokens)
             return
         self.slots[target] = list(self.slots[source])
         self._n_whole[target] = self._n_whole[source]
@@ -357,7 +377,8 @@ class FakeBackend:
         self._n_whole[slot] = len(tokens) if self._windowed else 0
         return True
 
-    def draw(self, sampling: SamplingParams, seed: int) -> FakeDraw:
+    def draw(self, sampling: SamplingParams, seed: int, prompt: Sequence[int]) -> FakeDraw:
+        self.sampled.append(sampling)
         return FakeDraw(seed if sampling.seed is not None else 0)
 
     def open_embedding(self) -> FakeEmbedding:

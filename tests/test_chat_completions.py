@@ -69,7 +69,13 @@ async def test_usage_comes_in_a_chunk_without_choices_if_asked() -> None:
         "prompt_tokens": 22,
         "completion_tokens": 6,
         "total_tokens": 28,
-        "prompt_tokens_details": {"cached_tokens": 0},
+        "prompt_tokens_details": {"audio_tokens": 0, "cached_tokens": 0},
+        "completion_tokens_details": {
+            "accepted_prediction_tokens": 0,
+            "audio_tokens": 0,
+            "reasoning_tokens": 0,
+            "rejected_prediction_tokens": 0,
+        },
     }
 
 
@@ -97,7 +103,7 @@ async def test_a_repeated_prompt_reports_its_cached_tokens() -> None:
         for cached in (0, 21):
             response = await client.post(PATH, json=body())
             details = response.json()["usage"]["prompt_tokens_details"]
-            assert details == {"cached_tokens": cached}
+            assert details["cached_tokens"] == cached
 
 
 async def test_an_end_and_a_stop_string_give_stop() -> None:
@@ -203,7 +209,6 @@ async def test_the_models_own_sampling_holds_where_the_body_is_silent() -> None:
         ),
         ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "invalid_value"),
         ({"stop": [""]}, "stop.[0]", "invalid_value"),
-        ({"logit_bias": {"x": 1}}, "logit_bias.x", "invalid_value"),
         ({"logit_bias": {"1": 101}}, "logit_bias.1", "invalid_value"),
         ({"logit_bias": {"999": 1}}, "logit_bias", "invalid_value"),
         ({"seed": 2**64}, "seed", "invalid_value"),
@@ -216,9 +221,8 @@ async def test_the_models_own_sampling_holds_where_the_body_is_silent() -> None:
             "unknown_parameter",
         ),
         ({"tools": [{}]}, "tools", "unsupported_parameter"),
-        ({"logprobs": True}, "logprobs", "unsupported_parameter"),
         ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
-        ({"top_logprobs": False}, "top_logprobs", "unsupported_parameter"),
+        ({"store": 0}, "store", "unsupported_parameter"),
         ({"temprature": 1}, "temprature", "unknown_parameter"),
         ({"top_k": -1}, "top_k", "invalid_value"),
         ({"repeat_penalty": 0}, "repeat_penalty", "invalid_value"),

@@ -539,7 +539,7 @@ def test_a_request_that_cannot_be_taken_fails_alone() -> None:
     driver = Driver(FakeBackend())
     good, bad = (
         Sink(GenerationRequest([97], 3, GREEDY)),
-        Sink(GenerationRequest([97], 3, SamplingParams(repeat_penalty=1.1, repeat_last_n=-1))),
+        Sink(GenerationRequest([97], 3, SamplingParams(repeat_penalty=1.1, repeat_last_n=-2))),
     )
     driver.run([Submit(bad, bad.request), Submit(good, good.request)])
     assert isinstance(bad.events[-1], Failed)

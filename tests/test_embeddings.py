@@ -100,6 +100,9 @@ async def test_a_client_that_leaves_does_not_stop_the_others() -> None:
         ({"input": []}, "input", "invalid_value"),
         ({"input": ["a"] * 2049}, "input", "invalid_value"),
         ({"input": [[1], [999]]}, "input", "invalid_value"),
+        ({"input": [97] * 2049}, "input", "invalid_value"),
+        ({"input": ["a" * 150] * 2001}, "input", "invalid_value"),
+        ({"input": ["a", 1]}, "input.[1]", "invalid_type"),
         ({"input": "a" * 300}, "input", "context_length_exceeded"),
         ({"dimensions": 0}, "dimensions", "invalid_value"),
         ({"dimensions": 9}, "dimensions", "invalid_value"),
@@ -114,3 +117,10 @@ async def test_what_is_wrong_is_refused_by_name(
         response = await client.post("/v1/embeddings", json=body(**fields))
     error = response.json()["error"]
     assert (response.status_code, error["param"], error["code"]) == (400, param, code)
+
+
+async def test_the_bound_on_all_tokens_of_a_request_is_named_with_their_number() -> None:
+    async with serving() as client:
+        response = await client.post("/embeddings", json=body(input=["a" * 150] * 2001))
+    message = response.json()["error"]["message"]
+    assert "300150" in message and "300000" in message

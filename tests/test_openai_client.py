@@ -374,6 +374,79 @@ def test_a_key_is_needed_where_one_is_set(host: str) -> None:
 
 
 def test_a_parameter_that_is_not_honoured_is_refused_by_name(client: OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match="logprobs") as refused:
-        client.chat.completions.create(model=MODEL, messages=FRANCE, logprobs=True)
-    assert (refused.value.code, refused.value.param) == ("unsupported_parameter", "logprobs")
+    with pytest.raises(openai.BadRequestError, match="verbosity") as refused:
+        client.chat.completions.create(model=MODEL, messages=FRANCE, verbosity="low")
+    assert (refused.value.code, refused.value.param) == ("unsupported_parameter", "verbosity")
+
+
+def test_logprobs_are_the_same_streamed(client: OpenAI) -> None:
+    asked = {"model": MODEL, "messages": FRANCE, "temperature": 0, "logprobs": True}
+    whole = client.chat.completions.create(**asked, top_logprobs=3)  # type: ignore[call-overload]
+    with client.chat.completions.create(  # type: ignore[call-overload]
+        **asked, top_logprobs=3, stream=True
+    ) as stream:
+        choices = [choice for chunk in stream for choice in chunk.choices]
+    entries = whole.choices[0].logprobs.content
+    text = b"".join(bytes(entry.bytes) for entry in entries).decode()
+    assert text == whole.choices[0].message.content
+    assert len(entries) == whole.usage.completion_tokens - 1  # the end is no token of the text
+    for entry in entries:
+        assert entry.top_logprobs[0].token == entry.token
+        assert entry.top_logprobs[0].logprob == entry.logprob <= 0
+        assert len(entry.top_logprobs) == 3
+    streamed = [e for choice in choices if choice.logprobs for e in choice.logprobs.content]
+    assert [e.token for e in streamed] == [e.token for e in entries]
+    for one, other in zip(streamed, entries, strict=True):
+        assert one.logprob == pytest.approx(other.logprob, abs=0.05)
+
+
+def test_a_prompt_is_echoed_with_its_logprobs(client: OpenAI) -> None:
+    prompt = "The capital of France is"
+    answer = client.completions.create(
+        model=MODEL, prompt=prompt, temperature=0, max_tokens=3, echo=True, logprobs=2
+    )
+    (choice,) = answer.choices
+    logprobs = choice.logprobs
+    assert logprobs is not None and logprobs.tokens is not None
+    assert "".join(logprobs.tokens) == choice.text
+    assert choice.text.startswith(prompt)
+    assert logprobs.text_offset is not None and logprobs.token_logprobs is not None
+    for offset, token in zip(logprobs.text_offset, logprobs.tokens, strict=True):
+        assert choice.text[offset:].startswith(token)
+    assert logprobs.token_logprobs[0] is None
+    assert all(value is not None and value <= 0 for value in logprobs.token_logprobs[1:])
+
+
+def test_the_best_of_many_is_no_less_likely_than_one_of_them(client: OpenAI) -> None:
+    def mean(best_of: int) -> float:
+        answer = client.completions.create(
+            model=MODEL, prompt="Once upon a time", max_tokens=8, seed=7, best_of=best_of,
+            logprobs=0, extra_body={"ignore_eos": True},
+        )  # fmt: skip
+        assert answer.usage is not None and answer.usage.completion_tokens == 8 * best_of
+        logprobs = answer.choices[0].logprobs
+        assert logprobs is not None and logprobs.token_logprobs is not None
+        return sum(logprobs.token_logprobs) / 8
+
+    assert mean(4) >= mean(1) - 0.05
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"typical_p": 0.7, "dry_multiplier": 0.8},
+        {"mirostat": 2},
+        {"xtc_probability": 0.5, "top_n_sigma": 1.5, "dynatemp_range": 0.3},
+        {"samplers": ["temperature", "top_k", "penalties"], "top_k": 20, "repeat_penalty": 1.2},
+    ],
+)
+def test_a_seed_gives_the_same_text_with_llama_servers_samplers(
+    client: OpenAI, extra: dict[str, object]
+) -> None:
+    texts = {
+        client.chat.completions.create(
+            model=MODEL, messages=STORY, max_tokens=20, seed=11, extra_body=extra
+        ).choices[0].message.content
+        for _ in range(2)
+    }  # fmt: skip
+    assert len(texts) == 1 and texts != {""}

@@ -32,6 +32,7 @@ class Prompt:
 
     tokens: list[int]
     cache_salt: str = ""
+    n_reuse_max: int = 1 << 30
     n_computed: int = 0
     slot: int = -1
     checkpoints: set[int] = field(default_factory=set)

@@ -73,11 +73,23 @@ class Vocabulary(Protocol):
         """The bytes of a token, which may be part of a character; control tokens have none."""
         ...
 
+    def name(self, token: int) -> str:
+        """How a control token is written; "" for those that have bytes."""
+        ...
+
+    def fill_in_the_middle(self) -> tuple[int, int, int] | None:
+        """The tokens before a prefix, a suffix, and what goes between; None if it has none."""
+        ...
+
     def is_eog(self, token: int) -> bool:
         """Whether the token ends a generation."""
         ...
 
     def eog_tokens(self) -> Sequence[int]: ...
+
+    def suppressed_tokens(self) -> Sequence[int]:
+        """Those that the model's file says are never to be generated."""
+        ...
 
 
 class Draw(Protocol):
@@ -85,6 +97,10 @@ class Draw(Protocol):
 
     def draw(self, row: Floats) -> int:
         """``row`` has shape (n_vocab,); it may be written to."""
+        ...
+
+    def accept(self, token: int) -> None:
+        """``token`` is the next of the sequence, whether it was drawn or not."""
         ...
 
     def close(self) -> None: ...
@@ -200,7 +216,9 @@ class Backend(Protocol):
         """Keep the first ``n_keep`` tokens of a slot; False where the memory cannot: then empty."""
         ...
 
-    def draw(self, sampling: SamplingParams, seed: int) -> Draw: ...
+    def draw(self, sampling: SamplingParams, seed: int, prompt: Sequence[int]) -> Draw:
+        """``sampling`` has passed ``sampler_steps.check``, and is ``effective``."""
+        ...
 
     def open_embedding(self) -> EmbeddingBackend:
         """Raises Unsupported."""

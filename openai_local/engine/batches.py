@@ -18,7 +18,8 @@ FILLER_TOKEN = 0
 def decode_batch(decoding: Iterable[Sequence], fillers: Iterable[tuple[int, int]]) -> Batch:
     """One token of each sequence; ``fillers`` are idle slots and the tokens that each holds."""
     entries = [
-        (s.slot, s.n_computed, s.tokens[s.n_computed], s.n_to_compute == 1) for s in decoding
+        (s.slot, s.n_computed, s.tokens[s.n_computed], s.n_to_compute == 1 or s.reads_prompt)
+        for s in decoding
     ]
     entries += [(slot, n_held, FILLER_TOKEN, False) for slot, n_held in fillers]
     entries.sort()
@@ -32,7 +33,8 @@ def decode_batch(decoding: Iterable[Sequence], fillers: Iterable[tuple[int, int]
 
 
 def prompt_batch(chunks: Seq[Chunk]) -> Batch:
-    """The tokens of the chunks, which are in slot order; the last of a prompt has an output."""
+    """The tokens of the chunks, which are in slot order; the last of a prompt has an output,
+    and all of one whose logprobs are wanted."""
     n = sum(chunk.n_tokens for chunk in chunks)
     batch = Batch(
         tokens=np.empty(n, np.int32),
@@ -47,5 +49,7 @@ def prompt_batch(chunks: Seq[Chunk]) -> Batch:
         batch.positions[at:end] = np.arange(start, start + chunk.n_tokens)
         batch.slots[at:end] = sequence.slot
         batch.outputs[end - 1] = chunk.n_tokens == sequence.n_to_compute
+        if sequence.reads_prompt:
+            batch.outputs[at:end] = 1
         at = end
     return batch

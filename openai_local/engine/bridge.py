@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import anyio
 import anyio.to_thread
 
-from openai_local.engine.messages import Event, Failed, Finished, TextDelta
+from openai_local.engine.messages import Event, Failed, Finished, Output
 
 T = TypeVar("T")
 
@@ -97,7 +97,7 @@ def _new_event() -> Any:
 
 
 class Generation:
-    """One generation being made: an async iterator of TextDelta, ended by Finished.
+    """One generation being made: an async iterator of events, ended by Finished.
 
     Raises the EngineError that ended it, if one did. Whoever stops reading early must call
     :meth:`cancel`; ``async with`` does.
@@ -113,7 +113,7 @@ class Generation:
     def __aiter__(self) -> Generation:
         return self
 
-    async def __anext__(self) -> TextDelta | Finished:
+    async def __anext__(self) -> Output:
         while not self._events:
             if self._ended:
                 raise StopAsyncIteration
@@ -124,9 +124,9 @@ class Generation:
                 raise
         return self._pop()
 
-    def take(self) -> list[TextDelta | Finished]:
+    def take(self) -> list[Output]:
         """The events that are here, without waiting. Raises the error that ended it, alone."""
-        taken: list[TextDelta | Finished] = []
+        taken: list[Output] = []
         while self._events and not (taken and isinstance(self._events[0], Failed)):
             taken.append(self._pop())
         return taken
@@ -142,7 +142,7 @@ class Generation:
         if self._events:
             signal.set()
 
-    def _pop(self) -> TextDelta | Finished:
+    def _pop(self) -> Output:
         event = self._events.popleft()
         if isinstance(event, Failed):
             self._ended = True

@@ -21,8 +21,18 @@ from openai_local.engine.errors import (
     StepFailed,
 )
 from openai_local.engine.kv_memory import open_memory
-from openai_local.engine.messages import Event, Failed, Finished, GenerationRequest, TextDelta
+from openai_local.engine.logprobs import LogprobReader, n_rows_at_once
+from openai_local.engine.messages import (
+    Event,
+    Failed,
+    Finished,
+    GenerationRequest,
+    PromptLogprobs,
+    PromptProgress,
+    TextDelta,
+)
 from openai_local.engine.metrics import EngineMetrics
+from openai_local.engine.sampler_steps import effective, is_greedy
 from openai_local.engine.sampling import Sampler
 from openai_local.engine.scheduler import Chunk, PrefillBudget, Scheduler
 from openai_local.engine.sequence import Sequence, Status
@@ -42,8 +52,6 @@ MAX_RETRIES = 20
 
 # LLAMA_DEFAULT_SEED: to llama.cpp it means a random one.
 RANDOM_SEED = 0xFFFFFFFF
-# Dividing logits by less overflows.
-GREEDY_BELOW = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +104,8 @@ class EngineCore:
             backend.info.n_parallel,
         )
         self._timeout_s = config.request_timeout_s
+        self._logprobs = LogprobReader(backend.vocabulary)
+        self._n_rows_max = n_rows_at_once(backend.info.n_vocab)
         self._embedder: Embedder | None = None
         self._by_sink: dict[int, Sequence] = {}
         self._fetching: dict[Sequence, float] = {}  # and until when they wait for the disk
@@ -197,25 +207,31 @@ class EngineCore:
     def _submit(self, message: Submit) -> None:
         request = message.request
         self._counters.requests_submitted_total += 1
-        sampling = request.sampling
+        sampling, prompt = effective(request.sampling), request.prompt_tokens
         seed = secrets.randbits(32) if sampling.seed is None else sampling.seed & 0xFFFFFFFF
         if seed == RANDOM_SEED:
             seed = 0
-        draw = self._backend.draw(sampling, seed) if sampling.temperature > GREEDY_BELOW else None
-        eog = self._backend.vocabulary.eog_tokens()
+        draw = None if is_greedy(sampling) else self._backend.draw(sampling, seed, prompt)
+        vocabulary = self._backend.vocabulary
         try:
-            sampler = Sampler(sampling, request.prompt_tokens, eog, draw)
+            sampler = Sampler(
+                sampling, prompt, vocabulary.eog_tokens(), draw,
+                stop_tokens=request.stop_tokens, never=vocabulary.suppressed_tokens(),
+            )  # fmt: skip
         except Exception:
             if draw is not None:
                 draw.close()
             raise
         sequence = Sequence(request, sampler, self._backend.info.n_ctx, message.sink)
         self._by_sink[id(message.sink)] = sequence
-        if sequence.n_limit <= sequence.n_prompt:
+        if sequence.trail is not None and request.prompt_logprobs:
+            sequence.trail.prompt.append(self._logprobs.unknown(prompt[0]))
+        if sequence.n_limit <= sequence.n_prompt and not request.prompt_logprobs:
             self._finish(sequence, "length")
         else:
             self._scheduler.submit(sequence)
-            self._start_fetch(sequence)
+            if sequence.n_reuse_max:
+                self._start_fetch(sequence)
 
     def _submit_embedding(self, job: EmbeddingJob) -> None:
         if self._embedder is None:
@@ -274,6 +290,7 @@ class EngineCore:
             self._counters.queue_seconds.observe(sequence.admitted_s - sequence.submitted_s)
             sequence.n_cached = sequence.n_computed
             self._counters.prompt_tokens_reused_total += sequence.n_cached
+            self._tell_progress(sequence)
             if tier == "disk":
                 self._counters.prompt_tokens_reused_disk_total += sequence.n_cached
             elif tier == "ram":
@@ -355,11 +372,19 @@ class EngineCore:
         """So many tokens of each were computed; whose last one was among them gets the next."""
         row = 0
         for sequence, n in zip(sequences, n_tokens, strict=True):
+            n_rows = n if sequence.reads_prompt else int(sequence.n_to_compute == n)
+            own, row = rows[row : row + n_rows], row + n_rows
+            if sequence.reads_prompt and not self._read_prompt(sequence, own):
+                continue
             sequence.n_computed += n
+            if sequence.status is Status.PREFILL:
+                self._tell_progress(sequence)
             if sequence.n_to_compute == 0:
-                sequence.status = Status.DECODE
-                self._sample(sequence, rows[row])
-                row += 1
+                self._start(sequence)
+                if sequence.n_limit > sequence.n_prompt:
+                    self._sample(sequence, own[-1])
+                else:
+                    self._finish(sequence, "length")
             elif sequence.n_computed in sequence.checkpoints:
                 sequence.checkpoints.discard(sequence.n_computed)
                 computed = sequence.tokens[: sequence.n_computed]
@@ -383,7 +408,18 @@ class EngineCore:
             self._embed(embedder, self._scheduler.budget.tokens(n_decoding))
         elif chunks:
             self._embed_turn = True
-            self._prefill(chunks)
+            self._prefill(self._within_rows(chunks))
+
+    def _within_rows(self, chunks: list[Chunk]) -> list[Chunk]:
+        """So that prompts whose logprobs are wanted make no more logits than memory is for."""
+        left, within = self._n_rows_max, []
+        for chunk in chunks:
+            if not chunk.sequence.reads_prompt:
+                within.append(chunk)
+            elif left > 0:
+                within.append(Chunk(chunk.sequence, min(chunk.n_tokens, left)))
+                left -= within[-1].n_tokens
+        return within
 
     def _prefill(self, chunks: list[Chunk]) -> None:
         batch = prompt_batch(chunks)
@@ -447,25 +483,61 @@ class EngineCore:
 
     # Results
 
+    def _start(self, sequence: Sequence) -> None:
+        """Its prompt is computed."""
+        if sequence.status is Status.PREFILL and sequence.n_completion == 0:
+            trail = sequence.trail
+            if trail is not None and trail.prompt:
+                self._outbox.append((sequence.sink, PromptLogprobs(tuple(trail.prompt))))
+        sequence.status = Status.DECODE
+
     def _sample(self, sequence: Sequence, row: Floats) -> None:
         vocabulary = self._backend.vocabulary
+        n_decoded = sequence.detokenizer.n_decoded
         try:
+            if sequence.trail is not None:
+                self._logprobs.hold(row)
             token = sequence.sampler.sample(row)
-            text, reason = sequence.accept(token, vocabulary.piece(token), vocabulary.is_eog(token))
+            ends = sequence.ends(token, vocabulary.is_eog(token))
+            text, reason = sequence.accept(token, vocabulary.piece(token), ends)
+            logprobs = self._logprobs.read_token(
+                sequence.trail, token, None if ends else n_decoded, sequence.detokenizer, reason
+            )
         except Exception as failure:
             logger.exception("sampling failed")
             self._fail(sequence, StepFailed(repr(failure)))
             return
         self._counters.completion_tokens_total += 1
         self._observe_token(sequence)
-        if text:
-            self._outbox.append((sequence.sink, TextDelta(text)))
+        if text or logprobs:
+            self._outbox.append((sequence.sink, TextDelta(text, logprobs, sequence.timings())))
         if reason is not None:
             self._finish(sequence, reason)
+
+    def _read_prompt(self, sequence: Sequence, rows: Floats) -> bool:
+        trail = sequence.trail
+        assert trail is not None, "whoever reads its prompt has a trail"
+        try:
+            prompt = sequence.request.prompt_tokens
+            self._logprobs.read_prompt(trail, prompt, sequence.n_computed, rows)
+        except Exception as failure:
+            logger.exception("reading the logprobs of a prompt failed")
+            self._fail(sequence, StepFailed(repr(failure)))
+            return False
+        return True
+
+    def _tell_progress(self, sequence: Sequence) -> None:
+        if sequence.request.progress and sequence.n_completion == 0:
+            seconds = time.monotonic() - (sequence.admitted_s or 0.0)
+            progress = PromptProgress(
+                sequence.n_prompt, sequence.n_cached, sequence.n_computed, seconds
+            )
+            self._outbox.append((sequence.sink, progress))
 
     def _observe_token(self, sequence: Sequence) -> None:
         now = time.monotonic()
         if sequence.token_s is None:
+            sequence.first_token_s = now
             self._counters.first_token_seconds.observe(now - sequence.submitted_s)
         else:
             self._counters.inter_token_seconds.observe(now - sequence.token_s)
@@ -474,7 +546,9 @@ class EngineCore:
     def _finish(self, sequence: Sequence, reason: Any) -> None:
         self._counters.requests_finished_total += 1
         self._counters.request_seconds.observe(time.monotonic() - sequence.submitted_s)
-        self._outbox.append((sequence.sink, Finished(reason, sequence.usage())))
+        logprob = None if sequence.trail is None else sequence.trail.total
+        finished = Finished(reason, sequence.usage(), logprob, sequence.timings())
+        self._outbox.append((sequence.sink, finished))
         self._end(sequence)
 
     def _fail(self, sequence: Sequence, error: EngineError, *, valid: bool = True) -> None:

@@ -20,6 +20,7 @@ from openai_local.engine.embedder import EmbeddingJob
 from openai_local.engine.errors import (
     EmptyPrompt,
     EngineStopped,
+    InvalidSampling,
     InvalidToken,
     ModelLoadFailed,
     PromptTooLong,
@@ -28,6 +29,7 @@ from openai_local.engine.errors import (
 )
 from openai_local.engine.messages import GenerationRequest, ModelInfo
 from openai_local.engine.metrics import EngineMetrics
+from openai_local.engine.sampler_steps import check
 from openai_local.engine.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -140,15 +142,24 @@ class Engine:
     def submit(self, request: GenerationRequest) -> bridge.Generation:
         """Start a generation, from within an event loop. Returns at once.
 
-        Raises EmptyPrompt, InvalidToken, PromptTooLong, Unsupported, EngineStopped.
+        Raises EmptyPrompt, InvalidToken, InvalidSampling, PromptTooLong, Unsupported,
+        EngineStopped.
         """
         info = self.info
         if not info.can_generate:
             raise Unsupported("text generation")
-        self._check_tokens(request.prompt_tokens, info.n_ctx - 1)
+        self.check_prompt(request.prompt_tokens)
         for token in request.sampling.logit_bias:
             if not 0 <= token < info.n_vocab:
                 raise InvalidToken(token, info.n_vocab, "logit_bias")
+        for token in request.stop_tokens:
+            if not 0 <= token < info.n_vocab:
+                raise InvalidToken(token, info.n_vocab, "stop_token_ids")
+        check(request.sampling)
+        if request.logprobs is None and request.prompt_logprobs:
+            raise InvalidSampling("prompt_logprobs", "needs logprobs")
+        if request.logprobs is not None and request.logprobs < 0:
+            raise InvalidSampling("logprobs", "is less than 0")
         generation = bridge.Generation(self._cancel)
         with self._lock:
             # What the engine has counted as ended is never more than what was submitted here.
@@ -212,6 +223,10 @@ class Engine:
 
     def _cancel(self, generation: bridge.Generation) -> None:
         self._worker.post(Cancel(generation))
+
+    def check_prompt(self, tokens: Sequence[int]) -> None:
+        """Raises EmptyPrompt, InvalidToken, PromptTooLong."""
+        self._check_tokens(tokens, self.info.n_ctx - 1)
 
     def _check_tokens(self, tokens: Sequence[int], n_max: int) -> None:
         if not tokens:

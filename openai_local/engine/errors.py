@@ -5,6 +5,7 @@ EngineError
 │   ├── PromptTooLong      the prompt cannot fit the longest sequence
 │   ├── EmptyPrompt        nothing to compute
 │   ├── InvalidToken       a token id outside the vocabulary
+│   ├── InvalidSampling    a sampling parameter that no sampler takes
 │   └── Unsupported        the model cannot do what was asked
 ├── QueueFull              refused for now: too many requests wait already
 ├── DeadlineExceeded       it took longer than a request may
@@ -47,12 +48,23 @@ class InvalidToken(InvalidRequest):
     """``token``, in ``where``, is not in the vocabulary of ``n_vocab`` tokens."""
 
     def __init__(
-        self, token: int, n_vocab: int, where: Literal["prompt", "logit_bias"] = "prompt"
+        self,
+        token: int,
+        n_vocab: int,
+        where: Literal["prompt", "logit_bias", "stop_token_ids"] = "prompt",
     ) -> None:
         super().__init__(f"token id {token} is outside the vocabulary of {n_vocab} tokens")
         self.token = token
         self.n_vocab = n_vocab
         self.where = where
+
+
+class InvalidSampling(InvalidRequest):
+    """``name`` has a value with which no token could be drawn."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name} {reason}")
+        self.name = name
 
 
 class Unsupported(InvalidRequest):

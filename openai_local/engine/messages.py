@@ -13,20 +13,41 @@ FinishReason = Literal["stop", "length"]
 class SamplingParams:
     """How the next token is chosen. Defaults are OpenAI's; neutral values switch a step off.
 
-    Applied in llama.cpp's order: bias and penalties on the logits, then top_k, top_p, min_p,
-    temperature, and the draw. ``temperature`` 0 is greedy.
+    Applied in llama.cpp's order: bias, then the steps of ``samplers``, ``sampler_steps.ORDER``
+    unless given, and the draw. ``temperature`` 0 is greedy. A bias of -inf forbids a token.
+    The presence and frequency penalties count the generated text, ``repeat_penalty`` the last
+    ``repeat_last_n`` tokens, the prompt's included. ``mirostat`` (1 or 2) takes the place of all
+    steps but penalties and temperature. Before ``min_tokens`` nothing that would end the
+    generation is drawn.
     """
 
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
+    typical_p: float = 1.0
+    top_n_sigma: float = -1.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    dynatemp_range: float = 0.0
+    dynatemp_exponent: float = 1.0
+    mirostat: int = 0
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repeat_penalty: float = 1.0
     repeat_last_n: int = 64
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int = 64
+    dry_sequence_breakers: tuple[str, ...] = ("\n", ":", '"', "*")
+    min_keep: int = 0
+    samplers: tuple[str, ...] | None = None
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     ignore_eos: bool = False
+    min_tokens: int = 0
     seed: int | None = None
 
 
@@ -36,7 +57,13 @@ class GenerationRequest:
 
     ``max_tokens`` None means until the context is full. Prompts share what was computed of them
     only within one ``cache_salt``, so that nobody can probe another's prompts by their speed.
-    A higher ``priority`` is served earlier, but nobody starves.
+    A higher ``priority`` is served earlier, but nobody starves. ``reuse`` False has the whole
+    prompt computed.
+
+    ``logprobs``: so many alternatives are told of each token, with the token's own. With
+    ``prompt_logprobs`` of the prompt's tokens too, which has it computed in full. A token of
+    ``stop_tokens`` ends the text as an end-of-generation token does. ``max_seconds`` ends it at
+    the first token that comes so long after the first one, once there was a line break.
     """
 
     prompt_tokens: Sequence[int]
@@ -45,6 +72,13 @@ class GenerationRequest:
     stop: tuple[str, ...] = ()
     cache_salt: str = ""
     priority: int = 0
+    reuse: bool = True
+    logprobs: int | None = None
+    prompt_logprobs: bool = False
+    stop_tokens: tuple[int, ...] = ()
+    max_seconds: float | None = None
+    progress: bool = False
+    timings: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,18 +91,73 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token and the model's log-probability of it, before bias, penalties and temperature.
+
+    ``piece`` is its bytes, which a control token has none of; that one has a ``name``. The
+    ``logprob`` is None for a prompt's first token. ``top`` are the likeliest tokens at its place.
+    """
+
+    token: int
+    piece: bytes
+    name: str
+    logprob: float | None
+    top: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """What a generation took until now. ``prompt_s`` is of ``n_prompt`` tokens, those that were
+    computed; ``generation_s`` runs from the first of ``n_generated`` tokens to the last."""
+
+    n_cached: int
+    n_prompt: int
+    prompt_s: float
+    n_generated: int
+    generation_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class PromptProgress:
+    """``n_done`` of a prompt's ``n_total`` tokens are there after ``seconds``, ``n_cached`` of
+    them from earlier."""
+
+    n_total: int
+    n_cached: int
+    n_done: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class PromptLogprobs:
+    """All of the prompt's tokens, before the first TextDelta."""
+
+    tokens: tuple[TokenLogprob, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class TextDelta:
-    """A piece of the text; never ends inside a character or a possible stop string."""
+    """A piece of the text; never ends inside a character or a possible stop string.
+
+    ``logprobs`` are of the tokens whose text ends in it, where they were asked for.
+    """
 
     text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
+    timings: Timings | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The last event of a generation that ended well."""
+    """The last event of a generation that ended well.
+
+    ``logprob`` is the sum over all tokens of the completion, where logprobs were asked for.
+    """
 
     reason: FinishReason
     usage: Usage
+    logprob: float | None = None
+    timings: Timings | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +167,8 @@ class Failed:
     error: Exception
 
 
-Event = TextDelta | Finished | Failed
+Output = TextDelta | PromptLogprobs | PromptProgress | Finished
+Event = Output | Failed
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,8 @@ MIN_PARK_SHARE = 1 / 2
 class Owner(Protocol):
     """A sequence in a slot, which holds the first ``n_computed`` of its ``tokens``.
 
-    Nothing is reused between owners of different ``cache_salt``. At each of its ``checkpoints``
+    Nothing is reused between owners of different ``cache_salt``, nor more than the first
+    ``n_reuse_max`` tokens of what the owner begins with. At each of its ``checkpoints``
     the state is to be saved.
     """
 
@@ -48,6 +49,9 @@ class Owner(Protocol):
 
     @property
     def cache_salt(self) -> str: ...
+
+    @property
+    def n_reuse_max(self) -> int: ...
 
     @property
     def slot(self) -> int: ...
@@ -191,7 +195,7 @@ class PrefixCache:
         for slot in self._slots:
             owner = slot.owner
             if owner is not None and slot.salt == sequence.cache_salt:
-                n = common_prefix(owner.tokens, prompt, len(prompt) - 1)
+                n = common_prefix(owner.tokens, prompt, _limit(sequence))
                 if n >= n_best and (can_fork or n > owner.n_computed):
                     best, n_best = Upcoming(owner, n), n + 1
         if best is not None and not can_fork:
@@ -297,7 +301,7 @@ class PrefixCache:
 
     def _usable(self, slot: int, sequence: Owner) -> int:
         held = self._slots[slot]
-        n = held.common(sequence.tokens, sequence.cache_salt, len(sequence.tokens) - 1)
+        n = held.common(sequence.tokens, sequence.cache_salt, _limit(sequence))
         # Cells of its own come to a copy by way of a state, which is used whole.
         by_state = self._unified and not self._shares_cells and held.running
         return n if held.n_held - n <= (0 if by_state else self._n_drop_max) else 0
@@ -305,7 +309,8 @@ class PrefixCache:
     def _host_match(self, sequence: Owner) -> tuple[HostEntry | None, int]:
         if self._host is None:
             return None, 0
-        return self._host.match(sequence.tokens, sequence.cache_salt)
+        entry, n = self._host.match(sequence.tokens, sequence.cache_salt)
+        return (entry, n) if n <= sequence.n_reuse_max else (None, 0)
 
     def _target(self, source: int, n_match: int) -> int:
         """The lowest free slot; in the unified layout, where any will do, the best free one."""
@@ -381,3 +386,8 @@ class PrefixCache:
     def _touch(self, slot: _Slot) -> None:
         self._clock += 1
         slot.used_at = self._clock
+
+
+def _limit(sequence: Owner) -> int:
+    """The last token's logits start, or go on with, the answer, so it is always computed."""
+    return min(len(sequence.tokens) - 1, sequence.n_reuse_max)

@@ -13,6 +13,7 @@ import numpy as np
 
 from openai_local.engine.backend import Draw, Floats
 from openai_local.engine.messages import SamplingParams
+from openai_local.engine.sampler_steps import penalties_first
 
 
 class Sampler:
@@ -24,24 +25,37 @@ class Sampler:
         prompt_tokens: Sequence[int],
         eog_tokens: Sequence[int],
         draw: Draw | None,
+        *,
+        stop_tokens: Sequence[int] = (),
+        never: Sequence[int] = (),
     ) -> None:
-        """``draw`` None is greedy."""
-        bias = dict(params.logit_bias)
+        """``draw`` None is greedy. ``stop_tokens`` end the generation as ``eog_tokens`` do;
+        those of ``never`` the model is not to say."""
+        bias = {**params.logit_bias, **dict.fromkeys(never, -np.inf)}
         if params.ignore_eos:
             bias.update(dict.fromkeys(eog_tokens, -np.inf))
         self._bias_ids = np.fromiter(bias.keys(), np.int64, len(bias))
         self._bias = np.fromiter(bias.values(), np.float32, len(bias))
+        self._end_ids = np.array([*eog_tokens, *stop_tokens], np.int64)
+        self._n_to_min = params.min_tokens
         self._draw = draw
-        self._presence = params.presence_penalty
-        self._frequency = params.frequency_penalty
+        # Where they come later, the draw has them.
+        here = penalties_first(params)
+        self._presence = params.presence_penalty if here else 0.0
+        self._frequency = params.frequency_penalty if here else 0.0
         self._counts: Counter[int] | None = Counter() if self._presence or self._frequency else None
-        self._repeat = params.repeat_penalty
+        self._repeat = params.repeat_penalty if here else 1.0
+        window = None if params.repeat_last_n == -1 else params.repeat_last_n
         self._recent: deque[int] | None = (
-            deque(prompt_tokens, maxlen=params.repeat_last_n) if self._repeat != 1.0 else None
+            deque(prompt_tokens, maxlen=window) if self._repeat != 1.0 else None
         )
 
     def sample(self, row: Floats) -> int:
-        """The next token. ``row`` (n_vocab,) is edited in place."""
+        """The next token, which is then accepted. ``row`` (n_vocab,) is edited in place."""
+        if len(self._bias_ids):
+            row[self._bias_ids] += self._bias
+        if self._n_to_min > 0:
+            row[self._end_ids] = -np.inf
         if self._recent:
             ids = np.fromiter(set(self._recent), np.int64)
             logits = row[ids]
@@ -50,14 +64,19 @@ class Sampler:
             ids = np.fromiter(self._counts.keys(), np.int64, len(self._counts))
             counts = np.fromiter(self._counts.values(), np.float32, len(self._counts))
             row[ids] -= counts * np.float32(self._frequency) + np.float32(self._presence)
-        if len(self._bias_ids):
-            row[self._bias_ids] += self._bias
         token = int(row.argmax()) if self._draw is None else self._draw.draw(row)
+        self.accept(token)
+        return token
+
+    def accept(self, token: int) -> None:
+        """``token`` is the next of the sequence."""
+        self._n_to_min -= 1
         if self._counts is not None:
             self._counts[token] += 1
         if self._recent is not None:
             self._recent.append(token)
-        return token
+        if self._draw is not None:
+            self._draw.accept(token)
 
     def close(self) -> None:
         """Free the draw. Safe to call twice."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from enum import Enum, auto
 
-from openai_local.engine.messages import FinishReason, GenerationRequest, Usage
+from openai_local.engine.logprobs import LogprobTrail
+from openai_local.engine.messages import FinishReason, GenerationRequest, Timings, Usage
 from openai_local.engine.prefix_cache import Upcoming
 from openai_local.engine.sampling import Sampler
 from openai_local.engine.text import Detokenizer
@@ -26,6 +27,8 @@ class Sequence:
         "checkpoints",
         "detokenizer",
         "fetching",
+        "first_token_s",
+        "had_line_break",
         "n_cached",
         "n_computed",
         "n_limit",
@@ -38,6 +41,7 @@ class Sequence:
         "submitted_s",
         "token_s",
         "tokens",
+        "trail",
         "upcoming",
     )
 
@@ -57,7 +61,12 @@ class Sequence:
         self.status = Status.WAITING
         self.submitted_s = time.monotonic()
         self.admitted_s: float | None = None  # to a slot, for the first time
+        self.first_token_s: float | None = None  # when it got its first token
         self.token_s: float | None = None  # when it got its last token
+        self.had_line_break = False
+        self.trail: LogprobTrail | None = (
+            None if request.logprobs is None else LogprobTrail(request.logprobs)
+        )
         self.checkpoints: set[int] = set()  # numbers of tokens at which its state is to be saved
         self.fetching = False  # the disk reads a part of its prompt
         self.upcoming: Upcoming | None = None  # what it waits for before it takes a slot
@@ -80,6 +89,37 @@ class Sequence:
         ahead = [n for n in self.checkpoints if n > self.n_computed]
         return min(ahead, default=len(self.tokens)) - self.n_computed
 
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether the logits of every token it computes are wanted, for its prompt's logprobs."""
+        trail = self.trail
+        return (
+            trail is not None and self.request.prompt_logprobs and len(trail.prompt) < self.n_prompt
+        )
+
+    @property
+    def n_reuse_max(self) -> int:
+        """How many of its tokens may come from what was computed before."""
+        if self.trail is not None and self.reads_prompt:
+            return max(len(self.trail.prompt) - 1, 0)
+        if not self.request.reuse and self.admitted_s is None:
+            return 0
+        return len(self.tokens)
+
+    def ends(self, token: int, is_eog: bool) -> bool:
+        return is_eog or token in self.request.stop_tokens
+
+    def timings(self) -> Timings | None:
+        """Until its last token; None where nobody asked."""
+        if not self.request.timings or self.admitted_s is None:
+            return None
+        first = self.first_token_s or time.monotonic()
+        last = self.token_s or first
+        n_computed = self.n_prompt - self.n_cached
+        return Timings(
+            self.n_cached, n_computed, first - self.admitted_s, self.n_completion, last - first
+        )
+
     def usage(self) -> Usage:
         return Usage(self.n_prompt, self.n_completion, self.n_cached)
 
@@ -94,7 +134,14 @@ class Sequence:
         text = self.detokenizer.feed(piece)
         if self.detokenizer.stopped:
             return text, "stop"
-        if len(self.tokens) >= self.n_limit:
+        self.had_line_break |= b"\n" in piece
+        if len(self.tokens) >= self.n_limit or self._is_out_of_time():
             text += self.detokenizer.finish()
             return text, "stop" if self.detokenizer.stopped else "length"
         return text, None
+
+    def _is_out_of_time(self) -> bool:
+        limit, first = self.request.max_seconds, self.first_token_s
+        if limit is None or first is None or not self.had_line_break:
+            return False
+        return time.monotonic() - first >= limit

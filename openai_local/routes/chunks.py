@@ -18,11 +18,12 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp
 
 from openai_local.engine import Usage
-from openai_local.routes.errors import RequestError
 from openai_local.routes.generation import Choices
 from openai_local.routes.host import unless_left
+from openai_local.routes.logprobs import extend
+from openai_local.routes.obfuscation import obfuscate
 from openai_local.routes.sse import EventStream, event
-from openai_local.routes.types.common import GenerationBody
+from openai_local.routes.types.generation import GenerationBody, StreamOptions
 
 Chunk = dict[str, Any]
 Chunks = AsyncGenerator[Chunk, None]
@@ -63,16 +64,6 @@ class Head:
         return chunk
 
 
-def check_streaming(body: GenerationBody) -> None:
-    """Raises RequestError where the stream's options contradict each other."""
-    if body.stream_options is not None and not body.stream:
-        raise RequestError(
-            "The 'stream_options' parameter is only allowed when 'stream' is enabled.",
-            param="stream_options",
-            code="invalid_value",
-        )
-
-
 async def respond(
     request: Request,
     body: GenerationBody,
@@ -82,8 +73,7 @@ async def respond(
 ) -> ASGIApp:
     """``chunks``, the last of which has the usage, as a stream or as one object, as asked."""
     if body.stream:
-        with_usage = bool(body.stream_options and body.stream_options.include_usage)
-        return EventStream(_events(chunks, with_usage), choices.cancel)
+        return EventStream(_events(chunks, body.stream_options or StreamOptions()), choices.cancel)
     try:
         return JSONResponse(await unless_left(request.receive, lambda: fold(chunks)))
     finally:
@@ -92,11 +82,12 @@ async def respond(
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """A response put together: its last chunk, and text and finish reason by choice."""
+    """A response put together: its last chunk, and text, finish reason and logprobs by choice."""
 
     last: Chunk
     texts: dict[int, str]
     reasons: dict[int, str]
+    logprobs: dict[int, dict[str, Any]]
 
 
 async def gather(chunks: Chunks, text_of: Callable[[dict[str, Any]], str]) -> Whole:
@@ -104,25 +95,42 @@ async def gather(chunks: Chunks, text_of: Callable[[dict[str, Any]], str]) -> Wh
     last: Chunk = {}
     texts: defaultdict[int, list[str]] = defaultdict(list)
     reasons: dict[int, str] = {}
+    logprobs: dict[int, dict[str, Any]] = {}
+    timings: Chunk = {}
     async for last in chunks:
         for choice in last["choices"]:
-            texts[choice["index"]].append(text_of(choice))
-            reasons[choice["index"]] = choice["finish_reason"]
-    return Whole(last, {index: "".join(texts[index]) for index in sorted(texts)}, reasons)
+            index = choice["index"]
+            texts[index].append(text_of(choice))
+            reasons[index] = choice["finish_reason"]
+            if choice["logprobs"] is not None:
+                extend(logprobs.setdefault(index, {}), choice["logprobs"])
+            if index == 0 and "timings" in last:
+                timings = {"timings": last["timings"]}
+    whole = {index: "".join(texts[index]) for index in sorted(texts)}
+    return Whole({**last, **timings}, whole, reasons, logprobs)
 
 
-async def _events(chunks: Chunks, with_usage: bool) -> AsyncGenerator[bytes, None]:
+async def _events(chunks: Chunks, options: StreamOptions) -> AsyncGenerator[bytes, None]:
     async with aclosing(chunks):
         async for chunk in chunks:
-            if not with_usage and chunk.pop("usage") is not None:
+            if not options.include_usage and chunk.pop("usage") is not None:
                 continue
+            if options.include_obfuscation and chunk["choices"]:
+                obfuscate(chunk)
             yield event(chunk)
 
 
 def _usage(usage: Usage) -> dict[str, Any]:
+    """Nothing here is audio, a prediction, or told from the answer as reasoning."""
     return {
         "prompt_tokens": usage.n_prompt,
         "completion_tokens": usage.n_completion,
         "total_tokens": usage.n_prompt + usage.n_completion,
-        "prompt_tokens_details": {"cached_tokens": usage.n_cached},
+        "prompt_tokens_details": {"audio_tokens": 0, "cached_tokens": usage.n_cached},
+        "completion_tokens_details": {
+            "accepted_prediction_tokens": 0,
+            "audio_tokens": 0,
+            "reasoning_tokens": 0,
+            "rejected_prediction_tokens": 0,
+        },
     }

@@ -14,9 +14,14 @@ from starlette.types import ASGIApp
 from openai_local.routes.errors import RequestError
 from openai_local.routes.generation import off_loop, tokenize_all
 from openai_local.routes.host import unless_left
-from openai_local.routes.request import read
+from openai_local.routes.request import Refused, read
 from openai_local.routes.services import Services
 from openai_local.routes.types.embeddings import EmbeddingRequest
+
+# The specification's bound on all inputs of a request together.
+MAX_TOKENS = 300_000
+
+REFUSED: Refused = {}
 
 
 async def create(services: Services, request: Request) -> ASGIApp:
@@ -28,7 +33,7 @@ async def create_for_engine(services: Services, request: Request) -> ASGIApp:
 
 
 async def _create(services: Services, request: Request, fixed: dict[str, Any]) -> ASGIApp:
-    body = await read(request, EmbeddingRequest, {}, services.settings.max_body_bytes, fixed)
+    body = await read(request, EmbeddingRequest, REFUSED, services.settings.max_body_bytes, fixed)
     model = await services.model(request, body.model)
     engine, n_embd = model.engine, model.info.n_embd
     if body.dimensions is not None and body.dimensions > n_embd:
@@ -38,8 +43,14 @@ async def _create(services: Services, request: Request, fixed: dict[str, Any]) -
             code="invalid_value",
         )
     inputs = await tokenize_all(engine, body.input, parse_special=False)
-    vectors = await unless_left(request.receive, lambda: engine.embed(inputs))
     n_tokens = sum(map(len, inputs))
+    if n_tokens > MAX_TOKENS:
+        raise RequestError(
+            f"The inputs have {n_tokens} tokens in all; at most {MAX_TOKENS} fit one request.",
+            param="input",
+            code="invalid_value",
+        )
+    vectors = await unless_left(request.receive, lambda: engine.embed(inputs))
     content = await off_loop(vectors.size, lambda: _content(body, model.id, vectors, n_tokens))
     return Response(content, media_type="application/json")
 

@@ -14,6 +14,7 @@ from openai_local.engine import (
     EmptyPrompt,
     EngineError,
     EngineStopped,
+    InvalidSampling,
     InvalidToken,
     ModelLoadFailed,
     PromptTooLong,
@@ -81,8 +82,10 @@ def shape(error: Exception, prompt_param: str = "messages") -> ErrorShape:
                 f" the {prompt_param} resulted in {error.n_prompt} tokens."
             )
             return ErrorShape(400, text, param=prompt_param, code="context_length_exceeded")
-        case InvalidToken() if error.where == "logit_bias":
-            return ErrorShape(400, text, param="logit_bias", code="invalid_value")
+        case InvalidToken() if error.where != "prompt":
+            return ErrorShape(400, text, param=error.where, code="invalid_value")
+        case InvalidSampling():
+            return ErrorShape(400, text, param=error.name, code="invalid_value")
         case EmptyPrompt() | InvalidToken() | TemplateError():
             return ErrorShape(400, text, param=prompt_param, code="invalid_value")
         case Unsupported():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from contextlib import aclosing
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -16,8 +17,21 @@ from openai_local.routes.errors import RequestError
 
 Model = TypeVar("Model", bound=BaseModel)
 
-# Parameters of the specification that are not honoured yet, with the values that ask for nothing.
-Refused = Mapping[str, tuple[Any, ...]]
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a parameter of the specification is not honoured, and which values ask for nothing."""
+
+    why: str
+    neutral: tuple[Any, ...] = ()
+
+    def allows(self, given: Any) -> bool:
+        return given is None or any(
+            type(given) is type(neutral) and given == neutral for neutral in self.neutral
+        )
+
+
+Refused = Mapping[str, Refusal]
 
 _NAME = re.compile(r"\w+\Z")
 _TYPES = {"str", "int", "list", "bool", "float"}
@@ -43,12 +57,10 @@ async def read(
         raise RequestError("The body must be a JSON object.")
     value.update(fixed)
     for name in [name for name in value if name in refused]:
-        given = value.pop(name)
-        if given is not None and not any(
-            type(given) is type(neutral) and given == neutral for neutral in refused[name]
-        ):
+        if not refused[name].allows(value.pop(name)):
             raise RequestError(
-                f"Unsupported parameter: '{name}' is not supported by this server.",
+                f"Unsupported parameter: '{name}' is not supported by this server:"
+                f" {refused[name].why}.",
                 param=name,
                 code="unsupported_parameter",
             )

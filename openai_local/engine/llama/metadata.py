@@ -9,7 +9,7 @@ from typing import Any
 
 import llama_cpp as lib
 
-_SAMPLING_KEYS = ("temp", "top_p", "top_k", "min_p")
+from openai_local.engine.sampler_steps import RECOMMENDED
 
 
 def text_of(call: Any, model: Any, *args: Any, size: int = 256) -> str:
@@ -33,7 +33,7 @@ def chat_template(model: Any) -> str | None:
 
 def sampling_defaults(model: Any) -> dict[str, float]:
     """The GGUF's own recommended sampling (``general.sampling.*``), where it carries one."""
-    values = {key: meta(model, f"general.sampling.{key}") for key in _SAMPLING_KEYS}
+    values = {key: meta(model, f"general.sampling.{key}") for key in RECOMMENDED}
     return {key: float(value) for key, value in values.items() if value}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import llama_cpp as lib
@@ -27,9 +27,11 @@ from openai_local.engine.llama.metadata import (
     sampling_defaults,
     text_of,
 )
+from openai_local.engine.llama.sampler_chain import SamplerChains
 from openai_local.engine.llama.vocabulary import LlamaVocabulary
 from openai_local.engine.machine import physical_cores
 from openai_local.engine.messages import ModelInfo, SamplingParams
+from openai_local.engine.sampler_steps import needs_chain
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +60,7 @@ class LlamaBackend:
             self.vocabulary = LlamaVocabulary(self._model)
             self._weights = Weights(self.vocabulary.n_tokens)
             self._open_context()
+            self._chains = SamplerChains(self._model, self.info.n_vocab, self.info.n_ctx)
         except BaseException:
             self.close()
             raise
@@ -140,7 +143,9 @@ class LlamaBackend:
         first_needed = max(0, n_keep - self._n_swa + 1) if self._n_swa else 0
         return bool(0 <= first <= first_needed and last >= n_keep - 1)
 
-    def draw(self, sampling: SamplingParams, seed: int) -> Draw:
+    def draw(self, sampling: SamplingParams, seed: int, prompt: Sequence[int]) -> Draw:
+        if needs_chain(sampling):
+            return self._chains.draw(sampling, seed, prompt)
         return make_draw(sampling, seed, self._weights)
 
     def open_embedding(self) -> LlamaEmbedding:
@@ -149,6 +154,8 @@ class LlamaBackend:
     def close(self) -> None:
         if hasattr(self, "vocabulary"):
             self.vocabulary.close()
+        if hasattr(self, "_chains"):
+            self._chains.close()
         context, self._context = self._context, None
         if context is not None:
             lib.llama_free(context)

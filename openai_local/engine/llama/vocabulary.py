@@ -32,14 +32,15 @@ class LlamaVocabulary:
         self._pieces: dict[int, bytes] = {}
         self.n_tokens: int = lib.llama_vocab_n_tokens(self._vocab)
         hidden = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN
-        control: list[str] = []
+        names: dict[int, str] = {}
         eog: list[int] = []
         for token in range(self.n_tokens):
             if lib.llama_vocab_is_eog(self._vocab, token):
                 eog.append(token)
             if lib.llama_vocab_get_attr(self._vocab, token) & hidden:
-                control.append(self._text(token))
-        self.control_tokens: Sequence[str] = tuple(text for text in control if text)
+                names[token] = self._text(token)
+        self.control_tokens: Sequence[str] = tuple(text for text in names.values() if text)
+        self._names = names
         self._eog = tuple(eog)
         self._eog_set = frozenset(eog)
         bos = lib.llama_vocab_bos(self._vocab)
@@ -49,6 +50,19 @@ class LlamaVocabulary:
         )
         self._eos: int | None = (
             eos if eos >= 0 and lib.llama_vocab_get_add_eos(self._vocab) else None
+        )
+        fim = (
+            lib.llama_vocab_fim_pre(self._vocab),
+            lib.llama_vocab_fim_suf(self._vocab),
+            lib.llama_vocab_fim_mid(self._vocab),
+        )
+        self._fim = fim if min(fim) >= 0 else None
+        n_suppressed = ctypes.c_int32(0)
+        suppressed = lib.llama_vocab_get_suppress_tokens(self._vocab, ctypes.byref(n_suppressed))
+        self._suppressed = (
+            tuple(token for token in suppressed[: n_suppressed.value] if 0 <= token < self.n_tokens)
+            if n_suppressed.value
+            else ()
         )
         self._is_bpe = lib.llama_vocab_type(self._vocab) == lib.LLAMA_VOCAB_TYPE_BPE
         texts = sorted(self.control_tokens, key=len, reverse=True)
@@ -107,11 +121,20 @@ class LlamaVocabulary:
                 piece = self._pieces[token] = self._read_piece(token)
         return piece
 
+    def name(self, token: int) -> str:
+        return self._names.get(token, "")
+
+    def fill_in_the_middle(self) -> tuple[int, int, int] | None:
+        return self._fim
+
     def is_eog(self, token: int) -> bool:
         return token in self._eog_set
 
     def eog_tokens(self) -> Sequence[int]:
         return self._eog
+
+    def suppressed_tokens(self) -> Sequence[int]:
+        return self._suppressed
 
     def close(self) -> None:
         """Wait for those inside, let nobody else in."""

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from openai_local.routes.types.common import Body, GenerationBody
+from openai_local.routes.types.common import Body
+from openai_local.routes.types.generation import GenerationBody
 
 
 class TextPart(Body):
@@ -79,16 +80,33 @@ Message = Annotated[
 ]
 
 
+Metadata = Annotated[
+    dict[
+        Annotated[str, Field(max_length=64)],
+        Annotated[str, Field(max_length=512)],
+    ],
+    Field(max_length=16),
+]
+
+
 class ChatCompletionRequest(GenerationBody):
     model: str
     messages: Annotated[list[Message], Field(fail_fast=True, min_length=1)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    metadata: Metadata | None = None
+    safety_identifier: Annotated[str, Field(max_length=64)] | None = None
     prompt_cache_key: str | None = None
-    service_tier: Literal["auto", "default", "flex", "priority", "fast"] | None = None
+    prompt_cache_retention: Literal["in_memory", "24h"] | None = None
+    service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None
+
+    def n_logprobs(self) -> int | None:
+        return super().n_logprobs() if not self.logprobs else self.top_logprobs or 0
 
     def tier(self) -> Literal["default", "flex", "priority"]:
         """The tier that the request is served in, as the answer says it."""
-        if self.service_tier in (None, "auto", "default"):
+        if self.service_tier in (None, "auto", "default", "scale"):
             return "default"
         return "flex" if self.service_tier == "flex" else "priority"

@@ -6,12 +6,20 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from openai_local.routes.types.common import Body, Prompts
+from openai_local.routes.types.common import MAX_PROMPTS, Body, Texts, TokenLists
+
+# The specification bounds one list of token ids, and not the lists in a list.
+Inputs = (
+    str
+    | Texts
+    | Annotated[list[int], Field(fail_fast=True, min_length=1, max_length=MAX_PROMPTS)]
+    | TokenLists
+)
 
 
 class EmbeddingRequest(Body):
     model: str
-    input: Prompts
+    input: Inputs
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Field(ge=1)] | None = None
     user: str | None = None
