@@ -364,6 +364,7 @@ class FakeBackend:
 
     def load(self, slot: int, state: State) -> bool:
         if slot in self._copying:
+            self.truncate(slot, 0)
             return False
         tokens = [int(token) for token in state.view(np.int32)]
         assert len(tokens) <= self.info.n_ctx, "a longer state never gets here"

@@ -16,7 +16,7 @@ import anyio
 import numpy as np
 import pytest
 from fakes import EOG, FakeBackend, FakeDisk, FakeDraw, continuation, letters, spelling
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from openai_local.engine import (
@@ -296,6 +296,23 @@ machines = st.builds(
 
 @settings(max_examples=500, deadline=None)
 @given(operations, machines)
+# A state is to be loaded into a slot from which another placement of the step still copies.
+@example(
+    [
+        ("submit", [97], 0),
+        ("submit", [97], 0),
+        ("submit", [98, 99] * 18 + [97], 30),
+        ("submit", [97], 0),
+        ("submit", [97, 99] * 5 + [97, 98], 4),
+        ("submit", [97, 99] * 4 + [97], 1),
+        ("submit", [97], 3),
+        ("submit", [98, 99] * 4 + [97], 1),
+        ("leave", 2, 0),
+        ("submit", [97], 0),
+        ("restart", 0, 0),
+    ],
+    Machine(3, 16, None, None, cache_ram=1000, n_files=2, bad_states=frozenset(), gap_steps=1),
+)
 def test_arbitrary_arrivals_and_cancellations_change_nobodys_text(
     steps: list[Any], machine: Machine
 ) -> None:

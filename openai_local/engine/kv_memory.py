@@ -51,6 +51,7 @@ class KvMemory:
         self.fetches: Fetches | None = None
         if disk is not None and host is not None:
             self.fetches = Fetches(disk, host, self.cache)
+        self._copying: set[int] = set()  # slots of copies that the next decode does
         self.n_saved = 0
         self.n_evicted = 0
 
@@ -72,6 +73,7 @@ class KvMemory:
     def decode(self, batch: Batch) -> Floats:
         """Raises DecodeFailed."""
         rows = self._backend.decode(batch)
+        self._copying.clear()
         for slot, n in Counter(batch.slots.tolist()).items():
             self.cells.grow(slot, n)
         return rows
@@ -92,6 +94,7 @@ class KvMemory:
             if isinstance(step, Copy):
                 self._backend.copy(step.source, step.target)
                 self.cells.copy(step.source, step.target)
+                self._copying |= {step.source, step.target}
             elif isinstance(step, Save):
                 self.save(step.slot, step.tokens, step.salt)
             else:
@@ -163,6 +166,11 @@ class KvMemory:
 
     def _load(self, slot: int, entry: HostEntry) -> None:
         assert self._host is not None, "an entry is of a host cache"
+        if slot in self._copying:
+            # What another placement of this step still copies from or to here may not be loaded
+            # over; the state is as good as before.
+            self.truncate(slot, 0)
+            return
         self.cells.resize(slot, 0)  # it takes cells of its own
         entry.from_disk = False
         if self._backend.load(slot, entry.state):

@@ -6,6 +6,7 @@ import ctypes
 import logging
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import llama_cpp as lib
@@ -98,9 +99,10 @@ class LlamaBackend:
         lib.llama_memory_seq_rm(self._memory, target, -1, -1)
         if self.unified and self._n_swa:
             # llama.cpp never gives a window's cell back that two slots share: they would fill it.
-            state = self.save(source)
-            if state is not None:
-                self.load(target, state)
+            with suppress(MemoryError):
+                state = self.save(source)
+                if state is not None:
+                    self.load(target, state)
             return
         # Across streams only a whole copy is possible; a partial one is an assertion.
         lib.llama_memory_seq_cp(self._memory, source, target, -1, -1)
@@ -117,12 +119,11 @@ class LlamaBackend:
 
     def load(self, slot: int, state: State) -> bool:
         # Copies between streams are done by the next decode: it would copy what is loaded now.
-        if slot in self._copying:
-            return False
-        size = state.nbytes
-        n = lib.llama_state_seq_set_data(self._context, _bytes_at(state), size, slot)
-        if 0 < n == size:
-            return True
+        if slot not in self._copying:
+            size = state.nbytes
+            n = lib.llama_state_seq_set_data(self._context, _bytes_at(state), size, slot)
+            if 0 < n == size:
+                return True
         lib.llama_memory_seq_rm(self._memory, slot, -1, -1)
         return False
 
