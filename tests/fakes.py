@@ -86,6 +86,10 @@ class FakeVocabulary:
     def piece(self, token: int) -> bytes:
         return bytes([token]) if token < 256 else b""
 
+    def spelling(self, token: int) -> tuple[bytes, bool]:
+        names = {EOG: b"<|end|>", BOS: b"<|begin|>", CONTROL: b"<|control|>"}
+        return (names.get(token, b"<|unused|>"), True) if token > 255 else (bytes([token]), False)
+
     def is_eog(self, token: int) -> bool:
         return token == EOG
 

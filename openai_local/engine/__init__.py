@@ -14,10 +14,12 @@ from openai_local.engine.bridge import Generation
 from openai_local.engine.config import EngineConfig
 from openai_local.engine.engine import Engine
 from openai_local.engine.errors import (
+    ConstraintUnsupported,
     DeadlineExceeded,
     EmptyPrompt,
     EngineError,
     EngineStopped,
+    InvalidConstraint,
     InvalidRequest,
     InvalidToken,
     ModelLoadFailed,
@@ -27,6 +29,8 @@ from openai_local.engine.errors import (
     Unsupported,
 )
 from openai_local.engine.messages import (
+    CompiledConstraint,
+    Constraint,
     Failed,
     Finished,
     GenerationRequest,
@@ -38,6 +42,9 @@ from openai_local.engine.messages import (
 from openai_local.engine.metrics import EngineMetrics
 
 __all__ = [
+    "CompiledConstraint",
+    "Constraint",
+    "ConstraintUnsupported",
     "DeadlineExceeded",
     "EmptyPrompt",
     "Engine",
@@ -49,6 +56,7 @@ __all__ = [
     "Finished",
     "Generation",
     "GenerationRequest",
+    "InvalidConstraint",
     "InvalidRequest",
     "InvalidToken",
     "ModelInfo",

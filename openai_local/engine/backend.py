@@ -73,6 +73,11 @@ class Vocabulary(Protocol):
         """The bytes of a token, which may be part of a character; control tokens have none."""
         ...
 
+    def spelling(self, token: int) -> tuple[bytes, bool]:
+        """The bytes that a token stands for, and whether it is a control token: those have a name
+        here that no text becomes them by."""
+        ...
+
     def is_eog(self, token: int) -> bool:
         """Whether the token ends a generation."""
         ...

@@ -13,6 +13,7 @@ from typing import Any
 from openai_local.engine.backend import ABORTED, NO_PLACE, Backend, Batch, DecodeFailed, Floats
 from openai_local.engine.batches import decode_batch, prompt_batch
 from openai_local.engine.config import EngineConfig
+from openai_local.engine.constraints import Compiled
 from openai_local.engine.embedder import Embedder, EmbeddingJob
 from openai_local.engine.errors import (
     DeadlineExceeded,
@@ -21,7 +22,14 @@ from openai_local.engine.errors import (
     StepFailed,
 )
 from openai_local.engine.kv_memory import open_memory
-from openai_local.engine.messages import Event, Failed, Finished, GenerationRequest, TextDelta
+from openai_local.engine.messages import (
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    GenerationRequest,
+    TextDelta,
+)
 from openai_local.engine.metrics import EngineMetrics
 from openai_local.engine.prefix_cache import Load
 from openai_local.engine.sampling import Sampler
@@ -191,7 +199,8 @@ class EngineCore:
             seed = 0
         draw = self._backend.draw(sampling, seed) if sampling.temperature > GREEDY_BELOW else None
         eog = self._backend.vocabulary.eog_tokens()
-        sampler = Sampler(sampling, request.prompt_tokens, eog, draw)
+        guide = request.constraint.guide() if isinstance(request.constraint, Compiled) else None
+        sampler = Sampler(sampling, request.prompt_tokens, eog, draw, guide)
         sequence = Sequence(request, sampler, self._backend.info.n_ctx, message.sink)
         self._by_sink[id(message.sink)] = sequence
         if sequence.n_limit <= sequence.n_prompt:
@@ -301,7 +310,7 @@ class EngineCore:
         self._counters.decode_steps_total += 1
         self._counters.decode_seconds_total += seconds
         self._counters.decode_batch_size.observe(len(decoding))
-        n_prompt = sum(sequence.status is Status.PREFILL for sequence in decoding)
+        n_prompt = sum(s.n_computed < s.n_prompt for s in decoding)
         self._counters.prompt_tokens_computed_total += n_prompt
         self._advance(decoding, [1] * len(decoding), rows)
 
@@ -350,7 +359,8 @@ class EngineCore:
         self._scheduler.budget.observe_prefill(len(batch), seconds)
         self._counters.prefill_steps_total += 1
         self._counters.prefill_seconds_total += seconds
-        self._counters.prompt_tokens_computed_total += len(batch)
+        n_forced = sum(chunk.n_tokens for chunk in chunks if chunk.sequence.goes_on)
+        self._counters.prompt_tokens_computed_total += len(batch) - n_forced
         self._advance(sequences, [chunk.n_tokens for chunk in chunks], rows)
 
     def _run(self, batch: Batch, sequences: Seq[Sequence]) -> Floats | None:
@@ -402,20 +412,39 @@ class EngineCore:
     # Results
 
     def _sample(self, sequence: Sequence, row: Floats) -> None:
-        vocabulary = self._backend.vocabulary
+        sampler = sequence.sampler
         try:
-            token = sequence.sampler.sample(row)
-            text, reason = sequence.accept(token, vocabulary.piece(token), vocabulary.is_eog(token))
+            reason = self._accept(sequence, sampler.sample(row))
+            self._observe_token(sequence)
+            for token in sampler.forced() if reason is None else ():
+                sampler.take(token)
+                self._counters.completion_tokens_forced_total += 1
+                reason = self._accept(sequence, token)
+                if reason is not None:
+                    break
+        except EngineError as error:
+            logger.error("sampling failed: %s", error)
+            self._fail(sequence, error)
         except Exception as failure:
             logger.exception("sampling failed")
             self._fail(sequence, StepFailed(repr(failure)))
-            return
+        else:
+            if reason is not None:
+                self._finish(sequence, reason)
+            elif sequence.n_to_compute > 1:
+                sequence.status = Status.PREFILL  # what was forced is computed as a prompt is
+
+    def _accept(self, sequence: Sequence, token: int) -> FinishReason | None:
+        """Send what the token releases. Why the generation ends with it, if so."""
+        vocabulary = self._backend.vocabulary
+        text, reason = sequence.accept(token, vocabulary.piece(token), vocabulary.is_eog(token))
+        if sequence.sampler.done and reason != "stop":
+            # Complete: that the tokens are used up, too, cut nothing off.
+            text, reason = text + sequence.detokenizer.finish(), "stop"
         self._counters.completion_tokens_total += 1
-        self._observe_token(sequence)
         if text:
             self._outbox.append((sequence.sink, TextDelta(text)))
-        if reason is not None:
-            self._finish(sequence, reason)
+        return reason
 
     def _observe_token(self, sequence: Sequence) -> None:
         now = time.monotonic()

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from openai_local.engine.backend import Draw, Floats
+from openai_local.engine.guide import Guide
 from openai_local.engine.messages import SamplingParams
 
 
@@ -24,8 +25,10 @@ class Sampler:
         prompt_tokens: Sequence[int],
         eog_tokens: Sequence[int],
         draw: Draw | None,
+        guide: Guide | None = None,
     ) -> None:
-        """``draw`` None is greedy."""
+        """``draw`` None is greedy; ``guide`` has the last word on what may come."""
+        self._guide = guide
         bias = dict(params.logit_bias)
         if params.ignore_eos:
             bias.update(dict.fromkeys(eog_tokens, -np.inf))
@@ -52,12 +55,29 @@ class Sampler:
             row[ids] -= counts * np.float32(self._frequency) + np.float32(self._presence)
         if len(self._bias_ids):
             row[self._bias_ids] += self._bias
+        if self._guide is not None:
+            self._guide.mask(row)
         token = int(row.argmax()) if self._draw is None else self._draw.draw(row)
+        self.take(token)
+        return token
+
+    def take(self, token: int) -> None:
+        """The generation goes on with ``token``, sampled here or forced. Raises StepFailed."""
         if self._counts is not None:
             self._counts[token] += 1
         if self._recent is not None:
             self._recent.append(token)
-        return token
+        if self._guide is not None:
+            self._guide.take(token)
+
+    def forced(self) -> list[int]:
+        """The tokens that a constraint leaves no choice about, to be taken next."""
+        return [] if self._guide is None else self._guide.forced()
+
+    @property
+    def done(self) -> bool:
+        """Whether a constraint lets nothing follow."""
+        return self._guide is not None and self._guide.done
 
     def close(self) -> None:
         """Free the draw. Safe to call twice."""

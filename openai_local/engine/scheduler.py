@@ -248,6 +248,7 @@ class Scheduler:
         self._shortest_first = not self._shortest_first
         if self._shortest_first:
             prompts.sort(key=lambda s: (-s.request.priority, s.n_to_compute))
+        prompts.sort(key=lambda s: not s.goes_on)  # streams that wait for a few tokens
         return prompts
 
     def _budget_of(self, prompts: list[Sequence], n_decoding: int) -> int:

@@ -13,7 +13,7 @@ from openai_local.engine.text import Detokenizer
 
 class Status(Enum):
     WAITING = auto()  # no slot yet
-    PREFILL = auto()  # in a slot, its prompt partly computed
+    PREFILL = auto()  # in a slot, its prompt, or what was forced, partly computed
     DECODE = auto()  # one token a step
     ENDED = auto()
 
@@ -73,6 +73,11 @@ class Sequence:
     @property
     def n_to_compute(self) -> int:
         return len(self.tokens) - self.n_computed
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether its prompt is computed, and what is not has been forced by a constraint."""
+        return self.status is Status.PREFILL and self.n_computed >= self.n_prompt
 
     @property
     def n_to_checkpoint(self) -> int:
