@@ -13,6 +13,8 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from openai_local.engine.backend import Vocabulary
 from openai_local.engine.errors import (
     ConstraintUnsupported,
@@ -109,11 +111,11 @@ class ConstraintCompiler:
         limits = LLParserLimits(max_lexer_states=MAX_LEXER_STATES, verbose_errors=False)
         matcher = LLMatcher(self.tokenizer(), grammar, log_level=0, limits=limits)
         # The first mask finds what nothing satisfies, and leaves its states for all that follow.
-        if not matcher.is_error() and not matcher.is_stopped():
-            matcher.compute_bitmask()
+        bits = np.frombuffer(matcher.compute_bitmask(), np.uint8)
         if matcher.is_error():
             raise _translate(constraint, matcher.get_error())
-        if matcher.is_stopped():
+        allowed = np.flatnonzero(np.unpackbits(bits, bitorder="little"))
+        if set(allowed.tolist()) <= set(self._vocabulary.eog_tokens()):
             raise InvalidConstraint(None, "nothing but the empty text satisfies it")
         warnings = matcher.get_grammar_warnings()
         if warnings:

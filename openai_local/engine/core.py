@@ -131,7 +131,7 @@ class EngineCore:
         decoding = self._scheduler.decodes()
         if self._make_room(len(decoding)):
             decoding = self._scheduler.decodes()
-        n_generating = sum(sequence.status is Status.DECODE for sequence in decoding)
+        n_generating = sum(sequence.status is not Status.PREFILL for sequence in decoding)
         if decoding:
             self._decode(self._without_gaps(decoding))
             self._flush()
@@ -310,7 +310,7 @@ class EngineCore:
         self._counters.decode_steps_total += 1
         self._counters.decode_seconds_total += seconds
         self._counters.decode_batch_size.observe(len(decoding))
-        n_prompt = sum(s.n_computed < s.n_prompt for s in decoding)
+        n_prompt = sum(sequence.status is Status.PREFILL for sequence in decoding)
         self._counters.prompt_tokens_computed_total += n_prompt
         self._advance(decoding, [1] * len(decoding), rows)
 
@@ -359,8 +359,8 @@ class EngineCore:
         self._scheduler.budget.observe_prefill(len(batch), seconds)
         self._counters.prefill_steps_total += 1
         self._counters.prefill_seconds_total += seconds
-        n_forced = sum(chunk.n_tokens for chunk in chunks if chunk.sequence.goes_on)
-        self._counters.prompt_tokens_computed_total += len(batch) - n_forced
+        forced = [c.n_tokens for c in chunks if c.sequence.status is Status.FORCED]
+        self._counters.prompt_tokens_computed_total += len(batch) - sum(forced)
         self._advance(sequences, [chunk.n_tokens for chunk in chunks], rows)
 
     def _run(self, batch: Batch, sequences: Seq[Sequence]) -> Floats | None:
@@ -432,7 +432,7 @@ class EngineCore:
             if reason is not None:
                 self._finish(sequence, reason)
             elif sequence.n_to_compute > 1:
-                sequence.status = Status.PREFILL  # what was forced is computed as a prompt is
+                sequence.status = Status.FORCED
 
     def _accept(self, sequence: Sequence, token: int) -> FinishReason | None:
         """Send what the token releases. Why the generation ends with it, if so."""

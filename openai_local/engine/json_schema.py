@@ -91,10 +91,7 @@ def prepare_schema(schema: Json) -> Schema:
         return {}
     if not isinstance(schema, dict):
         raise InvalidConstraint(None, "the schema must be an object that something satisfies")
-    try:
-        _Check(schema).run()
-    except RecursionError:
-        raise ConstraintUnsupported(None, "the schema is nested too deeply") from None
+    _Check(schema).run()
     return schema
 
 
@@ -116,19 +113,22 @@ class _Check:
             isinstance(dialect, str) and _DIALECT.fullmatch(dialect.strip())
         ):
             raise ConstraintUnsupported("$schema", f"the dialect {dialect!r} is not known")
-        self._schema(self._root)
+        stack: list[Json] = [self._root]
+        while stack:
+            stack += self._schema(stack.pop())
         if self._inner_id is not None and self._has_references:
             raise ConstraintUnsupported(self._inner_id, "it changes what a $ref beside it means")
         self._check_multiples()
         self._check_open_ends()
 
-    def _schema(self, schema: Json) -> None:
+    def _schema(self, schema: Json) -> list[Json]:
+        """Check one, for itself; the schemas that it leads to."""
         if isinstance(schema, bool):
-            return
+            return []
         if not isinstance(schema, dict):
             raise InvalidConstraint(None, "a schema must be an object or a boolean")
         if id(schema) in self._seen:
-            return
+            return []
         self._seen.add(id(schema))
         if len(self._seen) > MAX_SUBSCHEMAS:
             raise ConstraintUnsupported(None, f"the schema has more than {MAX_SUBSCHEMAS} parts")
@@ -137,9 +137,9 @@ class _Check:
         self._numbers(schema)
         self._arrays(schema)
         self._objects(schema)
-        for subschema in list(self._subschemas(schema)):
-            self._schema(subschema)
+        subschemas = list(self._subschemas(schema))
         _gather(schema)
+        return subschemas
 
     def _keywords(self, schema: Schema) -> None:
         # Then every keyword of every draft is known, and refused or enforced.

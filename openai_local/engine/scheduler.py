@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from openai_local.engine.prefix_cache import Placement, PrefixCache
-from openai_local.engine.sequence import Sequence, Status
+from openai_local.engine.sequence import RUNNING, Sequence, Status
 from openai_local.engine.waiting import WaitingQueue
 
 # Even for a burst, with nobody streaming or few, a step ends in time for arrivals.
@@ -106,7 +106,7 @@ class Scheduler:
 
     def has(self, sequence: Sequence) -> bool:
         """Whether it was submitted and has not been removed."""
-        return sequence in self._waiting or sequence.status in (Status.PREFILL, Status.DECODE)
+        return sequence in self._waiting or sequence.status in RUNNING
 
     def submitted_before(self, time_s: float) -> list[Sequence]:
         """Those that were submitted before ``time_s`` of the monotonic clock."""
@@ -164,7 +164,7 @@ class Scheduler:
     @property
     def n_reserved(self) -> int:
         """The tokens that admitted sequences are still to compute before they go on."""
-        return sum(s.n_to_compute for s in self._running if s.status is Status.PREFILL)
+        return sum(s.n_to_compute for s in self._running if s.status is not Status.DECODE)
 
     def _is_deferred(self, sequence: Sequence) -> bool:
         """Whether the disk or another sequence will soon have what this one would compute."""
@@ -244,11 +244,12 @@ class Scheduler:
         In turn by arrival, so that none starves, and by priority and what is left of them, so that
         short ones are not stuck behind long ones: each order has half of the time.
         """
-        prompts = [s for s in self._running if s.status is Status.PREFILL]
+        prompts = [s for s in self._running if s.status is not Status.DECODE]
         self._shortest_first = not self._shortest_first
         if self._shortest_first:
             prompts.sort(key=lambda s: (-s.request.priority, s.n_to_compute))
-        prompts.sort(key=lambda s: not s.goes_on)  # streams that wait for a few tokens
+        # Streams that wait for a few tokens go before all.
+        prompts.sort(key=lambda s: s.status is not Status.FORCED)
         return prompts
 
     def _budget_of(self, prompts: list[Sequence], n_decoding: int) -> int:

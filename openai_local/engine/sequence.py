@@ -13,9 +13,13 @@ from openai_local.engine.text import Detokenizer
 
 class Status(Enum):
     WAITING = auto()  # no slot yet
-    PREFILL = auto()  # in a slot, its prompt, or what was forced, partly computed
+    PREFILL = auto()  # in a slot, its prompt partly computed
     DECODE = auto()  # one token a step
+    FORCED = auto()  # several tokens to compute that a constraint forced, then DECODE again
     ENDED = auto()
+
+
+RUNNING = (Status.PREFILL, Status.DECODE, Status.FORCED)
 
 
 class Sequence:
@@ -73,11 +77,6 @@ class Sequence:
     @property
     def n_to_compute(self) -> int:
         return len(self.tokens) - self.n_computed
-
-    @property
-    def goes_on(self) -> bool:
-        """Whether its prompt is computed, and what is not has been forced by a constraint."""
-        return self.status is Status.PREFILL and self.n_computed >= self.n_prompt
 
     @property
     def n_to_checkpoint(self) -> int:
