@@ -109,7 +109,8 @@ class FakeDraw:
 
     def draw(self, row: Floats) -> int:
         token = int(row.argmax())
-        return token if token == EOG else 97 + (token - 97 + self._seed) % 26
+        further = token if token == EOG else 97 + (token - 97 + self._seed) % 26
+        return further if row[further] > -np.inf else token
 
     def close(self) -> None:
         assert not self._closed, "a draw is closed once"

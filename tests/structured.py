@@ -1,4 +1,4 @@
-"""Whether a compiled constraint accepts a text or a JSON value, and the schemas of the benchmark."""
+"""Whether a compiled constraint accepts a text or a value; the schemas of the benchmark."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def compiled(kind: ConstraintKind, text: Any, **kwargs: str) -> Compiled:
 def accepts(constraint: Compiled, text: str) -> bool:
     """Whether a generation may give exactly this text."""
     matcher = constraint._matcher.deep_copy()
-    data = list(text.encode())
-    return matcher.try_consume_tokens(data) == len(data) and matcher.is_accepting()
+    tokens = constraint.vocabulary.tokenize(text, add_special=False, parse_special=False)
+    return matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting()
 
 
 def accepts_value(constraint: Compiled, value: Any, schema: Any) -> bool:

@@ -431,7 +431,7 @@ class EngineCore:
         else:
             if reason is not None:
                 self._finish(sequence, reason)
-            elif sequence.n_to_compute > 1:
+            elif sequence.n_to_compute > 1 and self._scheduler.computes_runs:
                 sequence.status = Status.FORCED
 
     def _accept(self, sequence: Sequence, token: int) -> FinishReason | None:

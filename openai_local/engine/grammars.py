@@ -19,8 +19,6 @@ JSON_OPTIONS: dict[str, Any] = {
     "key_separator": ": ",
     "json_allowed_escapes": 'nrbtf\\"',
 }
-# What a model writes between the end of its reasoning and its answer.
-BREAK = r"/[ \n]{0,2}/"
 
 _JSON_BLOCK = re.compile(r"%json\s*(?={)")
 _QUOTED = re.compile(r'"(?:\\.|[^"\\\n])*"|/(?![/*])(?:\\.|[^/\\\n])+/|(?://|#)[^\n]*')
@@ -29,11 +27,7 @@ _OPTION = re.compile(r"\b(temperature|stop|stop_capture)\s*=")
 
 def grammar_of(constraint: Constraint) -> str:
     """llguidance's own format. Raises InvalidConstraint, ConstraintUnsupported."""
-    inner = _grammar(constraint)
-    if not constraint.after:
-        return json.dumps({"grammars": [inner]})
-    outer = {"lark_grammar": f"start: BREAK @answer\nBREAK: {BREAK}\n"}
-    return json.dumps({"grammars": [outer, {"name": "answer", **inner}]})
+    return json.dumps({"grammars": [_grammar(constraint)]})
 
 
 def _grammar(constraint: Constraint) -> dict[str, Any]:

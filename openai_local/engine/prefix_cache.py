@@ -137,7 +137,7 @@ class PrefixCache:
         """``n_drop_max``: how many of a slot's last tokens can be dropped; None is all."""
         self._n_ctx = n_ctx
         self._n_drop_max = n_ctx if n_drop_max is None else n_drop_max
-        self._unified = unified
+        self.unified = unified
         self._host = host
         self._slots = [_Slot() for _ in range(n_slots)]
         self._clock = 0
@@ -293,7 +293,7 @@ class PrefixCache:
     def _target(self, source: int, n_match: int) -> int:
         """The lowest free slot; in the unified layout, where any will do, the best free one."""
         idle = self._idle()
-        if not self._unified:
+        if not self.unified:
             return idle[0]
         if source in idle and n_match >= len(self._slots[source].tokens) // 2:
             return source
@@ -323,7 +323,7 @@ class PrefixCache:
         least, or save it."""
         held = self._slots[target]
         pays = self._host is None or len(held.tokens) >= MIN_PARK_SHARE * self._n_ctx
-        if self._unified or not pays or len(held.tokens) < MIN_COPY_TOKENS:
+        if self.unified or not pays or len(held.tokens) < MIN_COPY_TOKENS:
             return self._lose(target)
         others = [(self._value(self._slots[i]), i) for i in self._idle() if i not in (target, keep)]
         if not others or min(others)[0] > self._value(held):

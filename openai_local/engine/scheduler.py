@@ -184,6 +184,16 @@ class Scheduler:
             self._cache.release(sequence.slot, computed)
         sequence.status = Status.ENDED
 
+    @property
+    def computes_runs(self) -> bool:
+        """Whether the tokens that were forced on a sequence are computed at once, not with one
+        token of all the others in each step.
+
+        llama.cpp computes what slots have more than others apart, and for few tokens that costs
+        as much as a decode of all does, unless they share a pool.
+        """
+        return self._cache.unified or len(self._running) == 1
+
     def move(self, source: int, target: int) -> None:
         """The sequence in slot ``source`` is now in ``target``."""
         for sequence in self._running:
