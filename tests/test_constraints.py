@@ -352,6 +352,21 @@ def test_the_benchmarks_schemas_are_compiled_or_refused_and_their_instances_judg
     assert n_compiled >= 184, refused
 
 
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("regex", "((a{100}){100}){100}"),
+        ("json_schema", {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(4000)}}),
+        ("json_schema", {"allOf": [{"anyOf": [{"required": [f"{i}{j}"]} for j in range(10)]}
+                                   for i in range(6)]}),
+        ("lark", 'start: (("a" "b"){1000} "c"){1000}'),
+    ],
+)  # fmt: skip
+def test_what_is_beyond_llguidances_limits_is_refused_before_it_runs(kind: Any, text: Any) -> None:
+    with pytest.raises(InvalidConstraint):
+        compiled(kind, text)
+
+
 def test_what_was_compiled_is_kept_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constraints, "CACHE_ENTRIES", 2)
     cache = compiler()

@@ -34,6 +34,7 @@ MAX_SECONDS = 10.0
 MAX_AT_ONCE = 2
 # llguidance recurses over a schema: this holds what json_schema.MAX_SUBSCHEMAS lets through.
 STACK_BYTES = 64 << 20
+PROBE_TOKENS = 6
 # A state takes 1 to 2 kB, and all generations of one constraint share them.
 MAX_LEXER_STATES = 50_000
 CACHE_BYTES = 8 << 20
@@ -111,16 +112,29 @@ class ConstraintCompiler:
         limits = LLParserLimits(max_lexer_states=MAX_LEXER_STATES, verbose_errors=False)
         matcher = LLMatcher(self.tokenizer(), grammar, log_level=0, limits=limits)
         # The first mask finds what nothing satisfies, and leaves its states for all that follow.
-        bits = np.frombuffer(matcher.compute_bitmask(), np.uint8)
-        if matcher.is_error():
-            raise _translate(constraint, matcher.get_error())
-        allowed = np.flatnonzero(np.unpackbits(bits, bitorder="little"))
-        if set(allowed.tolist()) <= set(self._vocabulary.eog_tokens()):
+        allowed = self._allowed(constraint, matcher)
+        if not allowed:
             raise InvalidConstraint(None, "nothing but the empty text satisfies it")
+        # What is beyond llguidance's limits shows in the first steps, nearly always.
+        probe = matcher.deep_copy()
+        for _ in range(PROBE_TOKENS):
+            if not allowed or probe.is_stopped():
+                break
+            probe.consume_token(allowed[0])
+            allowed = self._allowed(constraint, probe)
         warnings = matcher.get_grammar_warnings()
         if warnings:
             raise ConstraintUnsupported(None, "; ".join(warnings))
         return Compiled(constraint, self._vocabulary, matcher)
+
+    def _allowed(self, constraint: Constraint, matcher: LLMatcher) -> list[int]:
+        """The tokens that may come next, the end aside."""
+        bits = np.frombuffer(matcher.compute_bitmask(), np.uint8)
+        if matcher.is_error():
+            raise _translate(constraint, matcher.get_error())
+        allowed = np.flatnonzero(np.unpackbits(bits, bitorder="little"))
+        eog = self._vocabulary.eog_tokens()
+        return [int(token) for token in np.setdiff1d(allowed, eog)]
 
     def tokenizer(self) -> LLTokenizer:
         """The vocabulary as llguidance wants it. Raises Unsupported, EngineStopped."""
