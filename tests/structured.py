@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fakes import FakeVocabulary
 
+from openai_local.engine import ConstraintUnsupported
 from openai_local.engine.constraints import Compiled, ConstraintCompiler
 from openai_local.engine.messages import Constraint, ConstraintKind
 
@@ -129,3 +132,32 @@ def bench_schemas() -> list[dict[str, Any]]:
     if not BENCH.exists():
         return []
     return [json.loads(line) for line in BENCH.read_text().splitlines()]
+
+
+@dataclass
+class Counts:
+    """What became of schemas and their instances; ids and values of what was judged wrongly."""
+
+    n_compiled: int = 0
+    refused: Counter[str | None] = field(default_factory=Counter)
+    false_accepts: list[tuple[str, Any]] = field(default_factory=list)
+    false_rejects: list[tuple[str, Any]] = field(default_factory=list)
+
+
+def judge(rows: list[dict[str, Any]]) -> Counts:
+    """Of the rows of :func:`bench_schemas`."""
+    counts = Counts()
+    for row in rows:
+        try:
+            constraint = compiled("json_schema", row["schema"])
+        except ConstraintUnsupported as error:
+            counts.refused[error.keyword] += 1
+            continue
+        counts.n_compiled += 1
+        for value in row["valid"]:
+            if not accepts_value(constraint, value, row["schema"]):
+                counts.false_rejects.append((row["id"], value))
+        for value in row["invalid"]:
+            if accepts_value(constraint, value, row["schema"]):
+                counts.false_accepts.append((row["id"], value))
+    return counts

@@ -129,9 +129,9 @@ class EngineCore:
         self._fail_late()
         self._admit()
         decoding = self._scheduler.decodes()
-        if self._make_room(len(decoding)):
+        if self._make_room(sum(self._scheduler.run_lengths(decoding))):
             decoding = self._scheduler.decodes()
-        n_generating = sum(sequence.status is not Status.PREFILL for sequence in decoding)
+        n_generating = sum(sequence.status is Status.DECODE for sequence in decoding)
         if decoding:
             self._decode(self._without_gaps(decoding))
             self._flush()
@@ -296,7 +296,8 @@ class EngineCore:
 
     def _decode(self, decoding: list[Sequence]) -> None:
         fillers = self._fillers(decoding)
-        batch = decode_batch(decoding, fillers)
+        n_tokens = self._scheduler.run_lengths(decoding)
+        batch = decode_batch(decoding, n_tokens, fillers)
         started = time.perf_counter()
         rows = self._run(batch, decoding)
         for slot, n_held in fillers:
@@ -312,7 +313,7 @@ class EngineCore:
         self._counters.decode_batch_size.observe(len(decoding))
         n_prompt = sum(sequence.status is Status.PREFILL for sequence in decoding)
         self._counters.prompt_tokens_computed_total += n_prompt
-        self._advance(decoding, [1] * len(decoding), rows)
+        self._advance(decoding, n_tokens, rows)
 
     def _advance(self, sequences: list[Sequence], n_tokens: list[int], rows: Floats) -> None:
         """So many tokens of each were computed; whose last one was among them gets the next."""
@@ -359,8 +360,7 @@ class EngineCore:
         self._scheduler.budget.observe_prefill(len(batch), seconds)
         self._counters.prefill_steps_total += 1
         self._counters.prefill_seconds_total += seconds
-        forced = [c.n_tokens for c in chunks if c.sequence.status is Status.FORCED]
-        self._counters.prompt_tokens_computed_total += len(batch) - sum(forced)
+        self._counters.prompt_tokens_computed_total += len(batch)
         self._advance(sequences, [chunk.n_tokens for chunk in chunks], rows)
 
     def _run(self, batch: Batch, sequences: Seq[Sequence]) -> Floats | None:
@@ -431,8 +431,6 @@ class EngineCore:
         else:
             if reason is not None:
                 self._finish(sequence, reason)
-            elif sequence.n_to_compute > 1 and self._scheduler.computes_runs:
-                sequence.status = Status.FORCED
 
     def _accept(self, sequence: Sequence, token: int) -> FinishReason | None:
         """Send what the token releases. Why the generation ends with it, if so."""

@@ -14,12 +14,8 @@ from openai_local.engine.text import Detokenizer
 class Status(Enum):
     WAITING = auto()  # no slot yet
     PREFILL = auto()  # in a slot, its prompt partly computed
-    DECODE = auto()  # one token a step
-    FORCED = auto()  # several tokens to compute that a constraint forced, then DECODE again
+    DECODE = auto()  # one token a step, or several that a constraint forced
     ENDED = auto()
-
-
-RUNNING = (Status.PREFILL, Status.DECODE, Status.FORCED)
 
 
 class Sequence:
