@@ -153,6 +153,12 @@ def test_a_bias_cannot_allow_what_a_constraint_forbids(temperature: float) -> No
     assert generate("regex", "[a-f]{8}", sampling=sampling).text == "c" * 8
 
 
+def test_a_constraint_has_the_last_word_where_all_that_it_allows_is_forbidden() -> None:
+    sampling = SamplingParams(temperature=0, logit_bias={ord("a"): -np.inf, ord("b"): -np.inf})
+    sink = generate("regex", "[ab]{3}", sampling=sampling)
+    assert len(sink.text) == 3 and set(sink.text) <= set("ab")
+
+
 def test_forced_tokens_are_penalised_as_sampled_ones_are() -> None:
     # After "aaaa", "b" is likelier by a little than "a" is, if that was counted.
     sampling = SamplingParams(temperature=0, frequency_penalty=2.0)
