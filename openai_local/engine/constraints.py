@@ -102,8 +102,8 @@ class ConstraintCompiler:
 
         try:
             _start_thread(work)
-        except RuntimeError as error:
-            future.set_exception(error)
+        except (RuntimeError, ValueError) as error:
+            future.set_exception(ConstraintUnsupported(None, f"no thread to compile it: {error}"))
 
     def _compile(self, constraint: Constraint) -> Compiled:
         from llguidance import LLMatcher, LLParserLimits
@@ -112,29 +112,28 @@ class ConstraintCompiler:
         limits = LLParserLimits(max_lexer_states=MAX_LEXER_STATES, verbose_errors=False)
         matcher = LLMatcher(self.tokenizer(), grammar, log_level=0, limits=limits)
         # The first mask finds what nothing satisfies, and leaves its states for all that follow.
-        allowed = self._allowed(constraint, matcher)
-        if not allowed:
+        token = self._first_allowed(constraint, matcher)
+        if token is None:
             raise InvalidConstraint(None, "nothing but the empty text satisfies it")
         # What is beyond llguidance's limits shows in the first steps, nearly always.
         probe = matcher.deep_copy()
         for _ in range(PROBE_TOKENS):
-            if not allowed or probe.is_stopped():
-                break
-            probe.consume_token(allowed[0])
-            allowed = self._allowed(constraint, probe)
+            if token is not None:
+                probe.consume_token(token)
+                token = self._first_allowed(constraint, probe)
         warnings = matcher.get_grammar_warnings()
         if warnings:
             raise ConstraintUnsupported(None, "; ".join(warnings))
         return Compiled(constraint, self._vocabulary, matcher)
 
-    def _allowed(self, constraint: Constraint, matcher: LLMatcher) -> list[int]:
-        """The tokens that may come next, the end aside."""
+    def _first_allowed(self, constraint: Constraint, matcher: LLMatcher) -> int | None:
+        """Of the tokens that may come next, the end aside."""
         bits = np.frombuffer(matcher.compute_bitmask(), np.uint8)
         if matcher.is_error():
             raise _translate(constraint, matcher.get_error())
-        allowed = np.flatnonzero(np.unpackbits(bits, bitorder="little"))
-        eog = self._vocabulary.eog_tokens()
-        return [int(token) for token in np.setdiff1d(allowed, eog)]
+        allowed = np.unpackbits(bits, bitorder="little")
+        allowed[list(self._vocabulary.eog_tokens())] = 0
+        return int(allowed.argmax()) if allowed.any() else None
 
     def tokenizer(self) -> LLTokenizer:
         """The vocabulary as llguidance wants it. Raises Unsupported, EngineStopped."""
