@@ -11,8 +11,10 @@ from openai_local.engine.gbnf import gbnf_to_lark
 from openai_local.engine.json_schema import load_schema, prepare_schema
 from openai_local.engine.messages import Constraint
 
-# One form of every value, so that what is between values is forced. Without \u a name that a
-# schema lists cannot be spelt in a second way, as one that it does not.
+# One form of every value, Python's, so that what is between values is forced. SmolLM2 copied 60 of
+# 60 numbers right in it, 46 without the spaces; where any whitespace may come, objects have a
+# quarter more tokens. Without \u a name that a schema lists cannot be spelt in a second way, as one
+# that it does not.
 JSON_OPTIONS: dict[str, Any] = {
     "whitespace_flexible": False,
     "item_separator": ", ",
