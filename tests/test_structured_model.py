@@ -12,16 +12,15 @@ import anyio
 import jsonschema
 import pytest
 from structured import accepts, bench_schemas
+from test_engine_model import read
 
 from openai_local.engine import (
     Constraint,
     Engine,
     EngineConfig,
-    Finished,
     GenerationRequest,
     InvalidConstraint,
     SamplingParams,
-    TextDelta,
 )
 from openai_local.engine.constraints import Compiled
 
@@ -47,16 +46,6 @@ SECONDS = 60.0
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
-
-
-async def read(engine: Engine, request: GenerationRequest) -> tuple[str, Finished]:
-    text = ""
-    async for event in engine.submit(request):
-        if isinstance(event, TextDelta):
-            text += event.text
-        else:
-            return text, event
-    raise AssertionError("a generation ends with Finished")
 
 
 async def test_forced_tokens_are_those_that_the_tokenizer_makes(smollm2: Path) -> None:
