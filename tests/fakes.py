@@ -98,6 +98,10 @@ class FakeVocabulary:
     def fill_in_the_middle(self) -> tuple[int, int, int] | None:
         return self._fim
 
+    def spelling(self, token: int) -> tuple[bytes, bool]:
+        names = {EOG: b"<|end|>", BOS: b"<|begin|>", CONTROL: b"<|control|>"}
+        return (names.get(token, b"<|unused|>"), True) if token > 255 else (bytes([token]), False)
+
     def is_eog(self, token: int) -> bool:
         return token == EOG
 
@@ -120,7 +124,8 @@ class FakeDraw:
 
     def draw(self, row: Floats) -> int:
         token = int(row.argmax())
-        return token if token == EOG else 97 + (token - 97 + self._seed) % 26
+        further = token if token == EOG else 97 + (token - 97 + self._seed) % 26
+        return further if row[further] > -np.inf else token
 
     def accept(self, token: int) -> None:
         pass

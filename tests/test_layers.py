@@ -15,6 +15,7 @@ MODULES = {
     for path in ROOT.rglob("*.py")
 }
 LOOPS = {"asyncio", "anyio", "trio", "sniffio", "curio"}
+GUIDANCE = {"constraints", "grammars", "guide"}
 WEB = {"starlette", "pydantic", "pydantic_core", "pydantic_settings", "fastapi", "uvicorn", "typer"}
 
 
@@ -63,6 +64,7 @@ def test_the_engine_is_made_of_the_standard_library_and_numpy() -> None:
         if module.startswith("openai_local.engine"):
             extra = {"anyio", "trio"} if module.endswith(".bridge") else set()
             extra |= {"llama_cpp"} if ".engine.llama." in module else set()
+            extra |= {"llguidance"} if module.rpartition(".")[2] in GUIDANCE else set()
             assert tops(module) <= allowed | extra, module
 
 

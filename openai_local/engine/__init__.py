@@ -15,10 +15,12 @@ from openai_local.engine.bridge import Generation
 from openai_local.engine.config import EngineConfig
 from openai_local.engine.engine import Engine
 from openai_local.engine.errors import (
+    ConstraintUnsupported,
     DeadlineExceeded,
     EmptyPrompt,
     EngineError,
     EngineStopped,
+    InvalidConstraint,
     InvalidRequest,
     InvalidSampling,
     InvalidToken,
@@ -29,6 +31,8 @@ from openai_local.engine.errors import (
     Unsupported,
 )
 from openai_local.engine.messages import (
+    CompiledConstraint,
+    Constraint,
     Failed,
     Finished,
     GenerationRequest,
@@ -45,6 +49,9 @@ from openai_local.engine.messages import (
 from openai_local.engine.metrics import EngineMetrics
 
 __all__ = [
+    "CompiledConstraint",
+    "Constraint",
+    "ConstraintUnsupported",
     "DeadlineExceeded",
     "EmptyPrompt",
     "Engine",
@@ -56,6 +63,7 @@ __all__ = [
     "Finished",
     "Generation",
     "GenerationRequest",
+    "InvalidConstraint",
     "InvalidRequest",
     "InvalidSampling",
     "InvalidToken",

@@ -81,6 +81,11 @@ class Vocabulary(Protocol):
         """The tokens before a prefix, a suffix, and what goes between; None if it has none."""
         ...
 
+    def spelling(self, token: int) -> tuple[bytes, bool]:
+        """The bytes that a token stands for, and whether it is a control token: those have a name
+        here that no text becomes them by."""
+        ...
+
     def is_eog(self, token: int) -> bool:
         """Whether the token ends a generation."""
         ...

@@ -15,11 +15,15 @@ from openai_local.engine.sequence import Sequence
 FILLER_TOKEN = 0
 
 
-def decode_batch(decoding: Iterable[Sequence], fillers: Iterable[tuple[int, int]]) -> Batch:
-    """One token of each sequence; ``fillers`` are idle slots and the tokens that each holds."""
+def decode_batch(
+    decoding: Seq[Sequence], n_tokens: Seq[int], fillers: Iterable[tuple[int, int]]
+) -> Batch:
+    """So many tokens of each sequence, whose last one has an output; ``fillers`` are idle slots
+    and the tokens that each holds."""
     entries = [
-        (s.slot, s.n_computed, s.tokens[s.n_computed], s.n_to_compute == 1 or s.reads_prompt)
-        for s in decoding
+        (s.slot, at, s.tokens[at], at == len(s.tokens) - 1 or s.reads_prompt)
+        for s, n in zip(decoding, n_tokens, strict=True)
+        for at in range(s.n_computed, s.n_computed + n)
     ]
     entries += [(slot, n_held, FILLER_TOKEN, False) for slot, n_held in fillers]
     entries.sort()

@@ -13,6 +13,7 @@ from typing import Any
 from openai_local.engine.backend import ABORTED, NO_PLACE, Backend, Batch, DecodeFailed, Floats
 from openai_local.engine.batches import decode_batch, prompt_batch
 from openai_local.engine.config import EngineConfig
+from openai_local.engine.constraints import Compiled
 from openai_local.engine.embedder import Embedder, EmbeddingJob
 from openai_local.engine.errors import (
     DeadlineExceeded,
@@ -26,6 +27,7 @@ from openai_local.engine.messages import (
     Event,
     Failed,
     Finished,
+    FinishReason,
     GenerationRequest,
     PromptLogprobs,
     PromptProgress,
@@ -137,7 +139,7 @@ class EngineCore:
         self._end_fetches()
         self._admit()
         decoding = self._scheduler.decodes()
-        if self._make_room(len(decoding)):
+        if self._make_room(sum(self._scheduler.run_lengths(decoding))):
             decoding = self._scheduler.decodes()
         n_generating = sum(sequence.status is Status.DECODE for sequence in decoding)
         if decoding:
@@ -214,9 +216,11 @@ class EngineCore:
         draw = None if is_greedy(sampling) else self._backend.draw(sampling, seed, prompt)
         vocabulary = self._backend.vocabulary
         try:
+            constraint = request.constraint
             sampler = Sampler(
                 sampling, prompt, vocabulary.eog_tokens(), draw,
                 stop_tokens=request.stop_tokens, never=vocabulary.suppressed_tokens(),
+                guide=constraint.guide() if isinstance(constraint, Compiled) else None,
             )  # fmt: skip
         except Exception:
             if draw is not None:
@@ -350,7 +354,8 @@ class EngineCore:
 
     def _decode(self, decoding: list[Sequence]) -> None:
         fillers = self._fillers(decoding)
-        batch = decode_batch(decoding, fillers)
+        n_tokens = self._scheduler.run_lengths(decoding)
+        batch = decode_batch(decoding, n_tokens, fillers)
         started = time.perf_counter()
         rows = self._run(batch, decoding)
         for slot, n_held in fillers:
@@ -366,7 +371,7 @@ class EngineCore:
         self._counters.decode_batch_size.observe(len(decoding))
         n_prompt = sum(sequence.status is Status.PREFILL for sequence in decoding)
         self._counters.prompt_tokens_computed_total += n_prompt
-        self._advance(decoding, [1] * len(decoding), rows)
+        self._advance(decoding, n_tokens, rows)
 
     def _advance(self, sequences: list[Sequence], n_tokens: list[int], rows: Floats) -> None:
         """So many tokens of each were computed; whose last one was among them gets the next."""
@@ -492,27 +497,47 @@ class EngineCore:
         sequence.status = Status.DECODE
 
     def _sample(self, sequence: Sequence, row: Floats) -> None:
-        vocabulary = self._backend.vocabulary
-        n_decoded = sequence.detokenizer.n_decoded
+        sampler = sequence.sampler
         try:
             if sequence.trail is not None:
                 self._logprobs.hold(row)
-            token = sequence.sampler.sample(row)
-            ends = sequence.ends(token, vocabulary.is_eog(token))
-            text, reason = sequence.accept(token, vocabulary.piece(token), ends)
-            logprobs = self._logprobs.read_token(
-                sequence.trail, token, None if ends else n_decoded, sequence.detokenizer, reason
-            )
+            token = sampler.sample(row)
+            self._observe_token(sequence)
+            reason = self._accept(sequence, token)
+            # A forced token has no logits: where those are asked for, each is computed.
+            forced = sampler.forced() if reason is None and sequence.trail is None else ()
+            for token in forced:
+                sampler.accept(token)
+                self._counters.completion_tokens_forced_total += 1
+                reason = self._accept(sequence, token)
+                if reason is not None:
+                    break
+        except EngineError as error:
+            logger.error("sampling failed: %s", error)
+            self._fail(sequence, error)
         except Exception as failure:
             logger.exception("sampling failed")
             self._fail(sequence, StepFailed(repr(failure)))
-            return
+        else:
+            if reason is not None:
+                self._finish(sequence, reason)
+
+    def _accept(self, sequence: Sequence, token: int) -> FinishReason | None:
+        """Send what the token releases. Why the generation ends with it, if so."""
+        vocabulary, text_so_far = self._backend.vocabulary, sequence.detokenizer
+        n_decoded = text_so_far.n_decoded
+        ends = sequence.ends(token, vocabulary.is_eog(token))
+        text, reason = sequence.accept(token, vocabulary.piece(token), ends)
+        if sequence.sampler.done and reason != "stop":
+            # Complete: that the tokens are used up, too, cut nothing off.
+            text, reason = text + text_so_far.finish(), "stop"
+        logprobs = self._logprobs.read_token(
+            sequence.trail, token, None if ends else n_decoded, text_so_far, reason
+        )
         self._counters.completion_tokens_total += 1
-        self._observe_token(sequence)
         if text or logprobs:
             self._outbox.append((sequence.sink, TextDelta(text, logprobs, sequence.timings())))
-        if reason is not None:
-            self._finish(sequence, reason)
+        return reason
 
     def _read_prompt(self, sequence: Sequence, rows: Floats) -> bool:
         trail = sequence.trail

@@ -15,11 +15,13 @@ import numpy as np
 from openai_local.engine import bridge
 from openai_local.engine.backend import Backend, Floats, Vocabulary
 from openai_local.engine.config import EngineConfig
+from openai_local.engine.constraints import Compiled, ConstraintCompiler
 from openai_local.engine.core import Cancel, EngineCore, Message, Submit
 from openai_local.engine.embedder import EmbeddingJob
 from openai_local.engine.errors import (
     EmptyPrompt,
     EngineStopped,
+    InvalidConstraint,
     InvalidSampling,
     InvalidToken,
     ModelLoadFailed,
@@ -27,7 +29,12 @@ from openai_local.engine.errors import (
     QueueFull,
     Unsupported,
 )
-from openai_local.engine.messages import GenerationRequest, ModelInfo
+from openai_local.engine.messages import (
+    CompiledConstraint,
+    Constraint,
+    GenerationRequest,
+    ModelInfo,
+)
 from openai_local.engine.metrics import EngineMetrics
 from openai_local.engine.sampler_steps import check
 from openai_local.engine.worker import Worker
@@ -56,6 +63,7 @@ class _Shared:
         self.ready.set_running_or_notify_cancel()
         self.core: EngineCore | None = None
         self.vocabulary: Vocabulary | None = None
+        self.constraints: ConstraintCompiler | None = None
 
 
 class Engine:
@@ -139,6 +147,16 @@ class Engine:
         """Token ids of ``text``, with the model's begin-of-text token if it wants one."""
         return self.vocabulary.tokenize(text, add_special=add_special, parse_special=parse_special)
 
+    def compile(self, constraint: Constraint) -> CompiledConstraint:
+        """A constraint for requests to this engine. Blocks: not for the event loop's thread.
+
+        What was compiled is kept, so that the same one costs nothing the next time.
+        Raises InvalidConstraint, ConstraintUnsupported, Unsupported, EngineStopped.
+        """
+        if self._shared.constraints is None:
+            raise EngineStopped
+        return self._shared.constraints.compile(constraint)
+
     def submit(self, request: GenerationRequest) -> bridge.Generation:
         """Start a generation, from within an event loop. Returns at once.
 
@@ -146,6 +164,11 @@ class Engine:
         EngineStopped.
         """
         info = self.info
+        constraint = request.constraint
+        if constraint is not None and not (
+            isinstance(constraint, Compiled) and constraint.vocabulary is self._shared.vocabulary
+        ):
+            raise InvalidConstraint(None, "it was not compiled by this engine")
         if not info.can_generate:
             raise Unsupported("text generation")
         self.check_prompt(request.prompt_tokens)
@@ -262,6 +285,7 @@ def _open(
         shared.ready.set_exception(error)
         raise
     shared.vocabulary = backend.vocabulary
+    shared.constraints = ConstraintCompiler(backend.vocabulary)
     shared.core = core
     shared.ready.set_result(backend.info)
     return core

@@ -6,6 +6,8 @@ EngineError
 │   ├── EmptyPrompt        nothing to compute
 │   ├── InvalidToken       a token id outside the vocabulary
 │   ├── InvalidSampling    a sampling parameter that no sampler takes
+│   ├── InvalidConstraint  a schema, regex or grammar that says nothing
+│   │   └── ConstraintUnsupported  one that cannot be enforced as it stands
 │   └── Unsupported        the model cannot do what was asked
 ├── QueueFull              refused for now: too many requests wait already
 ├── DeadlineExceeded       it took longer than a request may
@@ -73,6 +75,19 @@ class Unsupported(InvalidRequest):
     def __init__(self, ability: str) -> None:
         super().__init__(f"the model does not support {ability}")
         self.ability = ability
+
+
+class InvalidConstraint(InvalidRequest):
+    """The schema, regex or grammar is wrong; ``keyword`` is what of it, None if all."""
+
+    def __init__(self, keyword: str | None, reason: str) -> None:
+        super().__init__(f"{keyword}: {reason}" if keyword else reason)
+        self.keyword = keyword
+        self.reason = reason
+
+
+class ConstraintUnsupported(InvalidConstraint):
+    """It may be right, but what ``keyword`` asks for cannot be enforced."""
 
 
 class QueueFull(EngineError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 FinishReason = Literal["stop", "length"]
 
@@ -51,6 +51,32 @@ class SamplingParams:
     seed: int | None = None
 
 
+ConstraintKind = Literal["json_schema", "json_object", "regex", "choice", "lark", "gbnf"]
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """What a text must be. ``text`` is a JSON schema, nothing for any JSON object, a regex, a
+    JSON list of texts, or a grammar.
+
+    With ``after``, such as "</think>", it holds for what follows that marker, and until then the
+    text is free, but must not end. With ``opening`` too, such as "<think>", there is a free part
+    only if the text begins with that.
+    """
+
+    kind: ConstraintKind
+    text: str = ""
+    after: str = ""
+    opening: str = ""
+
+
+class CompiledConstraint(Protocol):
+    """What :meth:`Engine.compile` gives, for requests to the same engine."""
+
+    @property
+    def constraint(self) -> Constraint: ...
+
+
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One generation: a prompt of token ids and what bounds its continuation.
@@ -79,6 +105,7 @@ class GenerationRequest:
     max_seconds: float | None = None
     progress: bool = False
     timings: bool = False
+    constraint: CompiledConstraint | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,7 @@ class EngineMetrics:
     prompt_tokens_reused_ram_total: int = 0
     prompt_tokens_reused_disk_total: int = 0
     completion_tokens_total: int = 0
+    completion_tokens_forced_total: int = 0
     embedding_tokens_total: int = 0
     decode_steps_total: int = 0
     decode_seconds_total: float = 0.0

@@ -148,7 +148,7 @@ class PrefixCache:
         ``shares_cells``: whether a copy in a pool takes none of its own."""
         self._n_ctx = n_ctx
         self._n_drop_max = n_ctx if n_drop_max is None else n_drop_max
-        self._unified = unified
+        self.unified = unified
         self._shares_cells = shares_cells
         self._host = host
         self._slots = [_Slot() for _ in range(n_slots)]
@@ -303,7 +303,7 @@ class PrefixCache:
         held = self._slots[slot]
         n = held.common(sequence.tokens, sequence.cache_salt, _limit(sequence))
         # Cells of its own come to a copy by way of a state, which is used whole.
-        by_state = self._unified and not self._shares_cells and held.running
+        by_state = self.unified and not self._shares_cells and held.running
         return n if held.n_held - n <= (0 if by_state else self._n_drop_max) else 0
 
     def _host_match(self, sequence: Owner) -> tuple[HostEntry | None, int]:
@@ -315,7 +315,7 @@ class PrefixCache:
     def _target(self, source: int, n_match: int) -> int:
         """The lowest free slot; in the unified layout, where any will do, the best free one."""
         idle = self._idle()
-        if not self._unified:
+        if not self.unified:
             return idle[0]
         most_is_of_use = n_match >= len(self._slots[source].tokens) // 2
         if source in idle and (most_is_of_use or not self._shares_cells):
@@ -348,7 +348,7 @@ class PrefixCache:
         least, or save it."""
         held = self._slots[target]
         pays = self._host is None or len(held.tokens) >= MIN_PARK_SHARE * self._n_ctx
-        if self._unified or not pays or len(held.tokens) < MIN_COPY_TOKENS:
+        if self.unified or not pays or len(held.tokens) < MIN_COPY_TOKENS:
             return self._lose(target)
         others = [(self._value(self._slots[i]), i) for i in self._idle() if i not in (target, keep)]
         if not others or min(others)[0] > self._value(held):

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from openai_local.engine.backend import Draw, Floats
+from openai_local.engine.guide import Guide
 from openai_local.engine.messages import SamplingParams
 from openai_local.engine.sampler_steps import penalties_first
 
@@ -28,9 +29,11 @@ class Sampler:
         *,
         stop_tokens: Sequence[int] = (),
         never: Sequence[int] = (),
+        guide: Guide | None = None,
     ) -> None:
         """``draw`` None is greedy. ``stop_tokens`` end the generation as ``eog_tokens`` do;
-        those of ``never`` the model is not to say."""
+        those of ``never`` the model is not to say. ``guide`` has the last word on what may come."""
+        self._guide = guide
         bias = {**params.logit_bias, **dict.fromkeys(never, -np.inf)}
         if params.ignore_eos:
             bias.update(dict.fromkeys(eog_tokens, -np.inf))
@@ -64,12 +67,14 @@ class Sampler:
             ids = np.fromiter(self._counts.keys(), np.int64, len(self._counts))
             counts = np.fromiter(self._counts.values(), np.float32, len(self._counts))
             row[ids] -= counts * np.float32(self._frequency) + np.float32(self._presence)
+        if self._guide is not None:
+            self._guide.mask(row)
         token = int(row.argmax()) if self._draw is None else self._draw.draw(row)
         self.accept(token)
         return token
 
     def accept(self, token: int) -> None:
-        """``token`` is the next of the sequence."""
+        """The generation goes on with ``token``, sampled here or forced. Raises StepFailed."""
         self._n_to_min -= 1
         if self._counts is not None:
             self._counts[token] += 1
@@ -77,6 +82,17 @@ class Sampler:
             self._recent.append(token)
         if self._draw is not None:
             self._draw.accept(token)
+        if self._guide is not None:
+            self._guide.take(token)
+
+    def forced(self) -> list[int]:
+        """The tokens that a constraint leaves no choice about, to be accepted next."""
+        return [] if self._guide is None else self._guide.forced()
+
+    @property
+    def done(self) -> bool:
+        """Whether a constraint lets nothing follow."""
+        return self._guide is not None and self._guide.done
 
     def close(self) -> None:
         """Free the draw. Safe to call twice."""

@@ -15,7 +15,7 @@ from openai_local.engine.text import Detokenizer
 class Status(Enum):
     WAITING = auto()  # no slot yet
     PREFILL = auto()  # in a slot, its prompt partly computed
-    DECODE = auto()  # one token a step
+    DECODE = auto()  # one token a step, or several that a constraint forced
     ENDED = auto()
 
 

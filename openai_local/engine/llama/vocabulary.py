@@ -127,6 +127,18 @@ class LlamaVocabulary:
     def fill_in_the_middle(self) -> tuple[int, int, int] | None:
         return self._fim
 
+    def spelling(self, token: int) -> tuple[bytes, bool]:
+        with self._open():
+            attributes = lib.llama_vocab_get_attr(self._vocab, token)
+            text: bytes = lib.llama_vocab_get_text(self._vocab, token) or b""
+        # Those that a user defined are often markers, which text may not be split into.
+        special = bool(attributes & lib.LLAMA_TOKEN_ATTR_CONTROL) or (
+            bool(attributes & lib.LLAMA_TOKEN_ATTR_USER_DEFINED)
+            and text.startswith(b"<")
+            and text.endswith(b">")
+        )
+        return (text, True) if special else (self.piece(token), False)
+
     def is_eog(self, token: int) -> bool:
         return token in self._eog_set
 
