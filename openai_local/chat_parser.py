@@ -108,12 +108,14 @@ class ChatParser:
             out.trims = False
             yield from self._format.read_output(cursor, self._tools, out, self._prompt)  # type: ignore[attr-defined]
             return
-        if reasoning is not None:
-            yield from self._read_beginning(reasoning)
-        yield from self._read_answer()
+        thought = False
+        if reasoning is not None and reasoning.end:
+            thought = yield from self._read_beginning(reasoning)
+        closer = yield from self._read_wrapper(thought)
+        yield from self._read_answer(closer)
 
-    def _read_beginning(self, reasoning: ReasoningFormat) -> Reading[None]:
-        """A thought, where there is one before anything else."""
+    def _read_beginning(self, reasoning: ReasoningFormat) -> Reading[bool]:
+        """A thought, where there is one before anything else; whether there was one."""
         cursor, out = self._cursor, self._out
         state = reasoning.state(self._prompt)
         if state is Thought.OPEN:
@@ -121,12 +123,24 @@ class ChatParser:
             if reasoning.start:
                 yield from cursor.accept(reasoning.start)
             yield from self._read_thought(reasoning)
-        elif (yield from cursor.accept(reasoning.start)) is not None:
+            return True
+        if (yield from cursor.accept(reasoning.start)) is not None:
             yield from self._read_thought(reasoning)
-        else:
-            # A bare end is how some say that they do not think.
-            yield from cursor.accept(reasoning.end)
-            out.begin_content(lead=False)
+            return True
+        # A bare end is how some say that they do not think.
+        bare = (yield from cursor.accept(reasoning.end)) is not None
+        out.begin_content(lead=bare)
+        return False
+
+    def _read_wrapper(self, thought: bool) -> Reading[str | None]:
+        """The mark before an answer, if it is there; the one that closes the answer then."""
+        wrappers = self._reasoning.wrappers if self._reasoning is not None else ()
+        if len(wrappers) == 1 and thought:
+            return wrappers[0]
+        if len(wrappers) == 2 and (yield from self._cursor.accept(wrappers[0])) is not None:
+            self._out.begin_content(lead=True)
+            return wrappers[1]
+        return None
 
     def _read_thought(self, reasoning: ReasoningFormat) -> Reading[None]:
         cursor, out = self._cursor, self._out
@@ -141,23 +155,24 @@ class ChatParser:
     def _triggers(self) -> tuple[str, ...]:
         return self._format.triggers if self._format is not None and self._tools else ()
 
-    def _read_answer(self) -> Reading[None]:
-        cursor, out, reasoning = self._cursor, self._out, self._reasoning
+    def _read_answer(self, closer: str | None) -> Reading[None]:
+        cursor, out = self._cursor, self._out
         triggers = self._triggers()
         out.trims = bool(triggers)
-        wrappers = reasoning.wrappers if reasoning is not None else ()
         if self._format is not None and triggers and self._format.alone:
             yield from self._read_alone(self._format)
-            triggers = tuple(text for text in self._format.prefixes)
+            triggers = self._format.prefixes
         while True:
-            if not triggers and not wrappers:
+            stops = (*triggers, closer) if closer else triggers
+            if not stops:
                 yield from self._read_rest()
                 return
-            found = yield from cursor.until([*triggers, *wrappers], out.content)
+            found = yield from cursor.until(stops, out.content)
             if found is None:
                 out.end_content()
                 return
-            if found in wrappers:
+            if found == closer:
+                closer = None
                 continue
             cursor.pos -= len(found)
             assert self._format is not None, "its trigger was found"
@@ -176,17 +191,14 @@ class ChatParser:
             self._cursor.pos = place
 
     def _read_calls(self, format: ToolFormat) -> Reading[bool]:
-        cursor = self._cursor
-        keep = cursor.pos
-        cursor.drop()
-        del keep
-        return (yield from format.read(cursor, self._tools, self._out.start))
+        self._cursor.drop()
+        return (yield from format.read(self._cursor, self._tools, self._out.start))
 
     def _read_between(self) -> Reading[None]:
         """Space behind a call, and a thought between calls."""
         cursor, out, reasoning = self._cursor, self._out, self._reasoning
         out.begin_content(lead=True)
-        if reasoning is None or not reasoning.start:
+        if reasoning is None or not (reasoning.start and reasoning.end):
             return
         if (yield from cursor.accept(reasoning.start)) is not None:
             yield from self._read_thought(reasoning)

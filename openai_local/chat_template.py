@@ -80,8 +80,8 @@ class ChatTemplate:
         return probe_traits(self)
 
     @cached_property
-    def tool_format(self) -> ToolFormat:
-        """How the model writes tool calls."""
+    def tool_format(self) -> ToolFormat | None:
+        """How the model writes tool calls; None where that is not known."""
         from openai_local.tool_formats import tool_format
 
         return tool_format(self)
@@ -119,7 +119,7 @@ class ChatTemplate:
             adapted = [*adapted[:-1], *map(_with_end, adapted[-1:])]
             add_generation_prompt = False
         shown = self.adapt_tools(tools)
-        context = self._context(adapted, shown, add_generation_prompt, kwargs)
+        context = self.context(adapted, shown, add_generation_prompt, kwargs)
         segments = self._segments(context)
         return RenderedPrompt(tuple(_until_end(segments) if continue_final_message else segments))
 
@@ -132,7 +132,7 @@ class ChatTemplate:
         kwargs: Mapping[str, Any] | None = None,
     ) -> str:
         """The messages through the template as they are. Raises TemplateError."""
-        return self._compiled.render(self._context(messages, tools, add_generation_prompt, kwargs))
+        return self._compiled.render(self.context(messages, tools, add_generation_prompt, kwargs))
 
     def adapt(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
@@ -141,24 +141,26 @@ class ChatTemplate:
         traits = self.traits
         spoken = any("tool_calls" in message for message in messages)
         if (spoken and not traits.tool_calls) or (tools and not traits.tools):
-            return adapt_messages(messages, traits, self.tool_format, tools or ())
+            if self.tool_format is None:
+                raise TemplateError("the chat template has calls of tools in an unknown syntax")
+            described = () if traits.tools else tools or ()
+            return adapt_messages(messages, traits, self.tool_format, described)
         return adapt_messages(messages, traits)
 
-    def adapt_tools(
-        self, tools: Sequence[Mapping[str, Any]] | None
-    ) -> list[dict[str, Any]] | None:
+    def adapt_tools(self, tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]] | None:
         """``tools`` as the template is given them."""
         if tools and self.traits.tools:
             return adapt_tools(tools, self.traits)
         return [] if self.traits.tools_must_be_listed else None
 
-    def _context(
+    def context(
         self,
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None,
         add_generation_prompt: bool,
         kwargs: Mapping[str, Any] | None,
     ) -> dict[str, Any]:
+        """The template's variables."""
         context: dict[str, Any] = {"documents": None}
         if "functions" in self.variables:  # Fireworks' name for the tools, as text
             functions = [tool.get("function", tool) for tool in tools or ()]
@@ -253,9 +255,7 @@ def _marked_pieces(text: str, control: re.Pattern[str], *, before: bool) -> Iter
     yield Segment(text[at:], True)
 
 
-def _aligned(
-    pieces: Sequence[Segment], text: str, control: re.Pattern[str]
-) -> Iterator[Segment]:
+def _aligned(pieces: Sequence[Segment], text: str, control: re.Pattern[str]) -> Iterator[Segment]:
     """``text`` with what is known of a similar one; a token of unknown origin is not trusted."""
     known = [
         (part, piece.trusted)

@@ -44,9 +44,7 @@ def adapt_messages(
     return adapted
 
 
-def adapt_tools(
-    tools: Sequence[Mapping[str, Any]], traits: TemplateTraits
-) -> list[dict[str, Any]]:
+def adapt_tools(tools: Sequence[Mapping[str, Any]], traits: TemplateTraits) -> list[dict[str, Any]]:
     """A copy, with empty descriptions for a template that cannot do without."""
     adapted: list[dict[str, Any]] = copy.deepcopy([dict(tool) for tool in tools])
     for tool in adapted:
@@ -75,7 +73,9 @@ def _plain(message: Mapping[str, Any], traits: TemplateTraits) -> Message:
         plain.pop("tool_calls", None)
     content = plain.get("content")
     if isinstance(content, list):
-        plain["content"] = "\n".join(part.get("text") or part.get("refusal", "") for part in content)
+        plain["content"] = "\n".join(
+            part.get("text") or part.get("refusal", "") for part in content
+        )
     elif content is None:
         plain["content"] = plain.get("refusal", "")
     for key in ("reasoning_content", "reasoning", "thinking"):
@@ -145,6 +145,8 @@ def _single_calls(messages: Sequence[Message], traits: TemplateTraits) -> Iterat
 def _shaped(message: Message, traits: TemplateTraits, names: Mapping[str, str]) -> Message:
     if message["role"] == "tool":
         return _result(message, traits, names)
+    if traits.thought_parts and message.get("reasoning_content"):
+        message = _with_thought_part(message)
     calls = _calls(message)
     if not calls:
         return message
@@ -154,6 +156,13 @@ def _shaped(message: Message, traits: TemplateTraits, names: Mapping[str, str]) 
         if traits.empty_content == NO_CONTENT:
             del shaped["content"]
     return shaped
+
+
+def _with_thought_part(message: Message) -> Message:
+    content = message["content"]
+    parts = [{"type": "thinking", "thinking": message["reasoning_content"]}]
+    parts += [{"type": "text", "text": content}] if content else []
+    return {**message, "content": parts}
 
 
 def _call(call: Mapping[str, Any], traits: TemplateTraits) -> dict[str, Any]:

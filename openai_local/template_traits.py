@@ -47,6 +47,7 @@ class TemplateTraits:
     short_ids: bool  # nine letters and digits, as Mistral has them
     tool_results: bool
     tool_result_names: bool
+    thought_parts: bool  # a thought is a part of the content
 
 
 class Renderer(Protocol):
@@ -117,8 +118,18 @@ def probe_traits(template: Renderer) -> TemplateTraits:
         tools=tools or bare,
         tools_must_be_listed=listed,
         tools_need_descriptions=tools and not bare,
+        thought_parts=_has_thought_parts(probe),
         **_call_traits(probe),
     )
+
+
+def _has_thought_parts(probe: Probe) -> bool:
+    as_field, as_part, _ = (
+        [THOUGHT in probe.render([user(), message], **kwargs) for kwargs in THINKING]
+        for message in thoughtful(ANSWER)
+    )
+    printed = "'type'" in probe.render([user(), thoughtful(ANSWER)[1]])
+    return any(as_part) and not any(as_field) and not printed
 
 
 def _knows_role(probe: Probe, role: str) -> bool:
@@ -163,6 +174,19 @@ def _call_traits(probe: Probe) -> dict[str, Any]:
         "tool_results": probe.has([RESULT], [*after, result], tools),
         "tool_result_names": _wants_names(probe, after, result, tools),
     }
+
+
+def thoughtful(content: str) -> list[Message]:
+    """An answer with a thought, in each of the shapes that templates know."""
+    said = [{"type": "text", "text": content}] if content else []
+    thought = {"type": "thinking", "thinking": THOUGHT}
+    blocks = [{"type": "thoughts", "text": THOUGHT}, {"type": "response", "text": content}]
+    return [
+        {"role": "assistant", "content": content, "reasoning_content": THOUGHT,
+         "thinking": THOUGHT},
+        {"role": "assistant", "content": [thought, *said]},
+        {"role": "assistant", "content": {"blocks": blocks}},
+    ]  # fmt: skip
 
 
 def _with_value(arguments: Any, value: str) -> Any:

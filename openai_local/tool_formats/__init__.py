@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FAMILIES", "SchemaUnsupported", "ToolFormat", "tool_format"]
 
-FAMILIES: "tuple[Callable[[ChatTemplate], ToolFormat | None], ...]" = (
+FAMILIES: tuple[Callable[[ChatTemplate], ToolFormat | None], ...] = (
     harmony.find,
     gemma.find,
     minimax_m3.find,
@@ -41,10 +41,13 @@ FAMILIES: "tuple[Callable[[ChatTemplate], ToolFormat | None], ...]" = (
 )
 
 
-def tool_format(template: ChatTemplate) -> ToolFormat:
-    """How the template's model calls tools; Hermes' way where the template knows none."""
+def tool_format(template: ChatTemplate) -> ToolFormat | None:
+    """How the template's model calls tools; Hermes' way where the template knows no calls.
+
+    None where it has a way of its own that is not known here.
+    """
     for find in (*FAMILIES, derive):
         found = find(template)
         if found is not None:
             return found
-    return hermes.FORMAT
+    return None if template.traits.tool_calls else hermes.FORMAT

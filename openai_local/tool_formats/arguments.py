@@ -80,6 +80,7 @@ class TaggedArguments:
     close_key_json: str  # between the name and anything else
     separator: str = ""
     cdata: bool = False  # <![CDATA[…]]> around what would read as markup
+    python_words: bool = False  # True, False and None
 
     @property
     def markers(self) -> Sequence[str]:
@@ -93,7 +94,8 @@ class TaggedArguments:
             if self.cdata and any(char in value for char in "<&\n"):
                 value = f"<![CDATA[{value}]]>"
             return f"{self.open}{key}{self.close_key}{value}{self.close_value}"
-        text = json.dumps(value, ensure_ascii=False)
+        word = self.python_words and (value is None or isinstance(value, bool))
+        text = str(value) if word else json.dumps(value, ensure_ascii=False)
         return f"{self.open}{key}{self.close_key_json}{text}{self.close_value}"
 
     def rule(self, grammar: Lark, schema: Mapping[str, Any]) -> str:

@@ -127,9 +127,7 @@ class Cursor:
             undecided = 0 if self.closed else _held(self.text, self.pos, markers)
             earlier = match is not None and len(self.text) - undecided < match.start()
             longer = match is not None and match.start() + longest > len(self.text)
-            if match is not None and (
-                self.closed or len(markers) == 1 or not (earlier or longer)
-            ):
+            if match is not None and (self.closed or len(markers) == 1 or not (earlier or longer)):
                 if match.start() > self.pos:
                     emit(self.text[self.pos : match.start()])
                 self.pos = match.end()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +74,8 @@ def _writes(template: ChatTemplate, layout: CallLayout, calls: Sequence[Call]) -
 
 def render_call(template: ChatTemplate) -> str:
     """A message with one call, of the probes' NAME, as the template has it."""
+    if not template.traits.tool_calls:
+        return ""
     message = {
         "role": "assistant",
         "content": None,
@@ -235,7 +237,8 @@ def _tagged_layout(
         close_value="".join(map(str, between[:n_close])),
         close_key_json=one[other_key + len(_OTHER_KEY) : other_value],
         separator="".join(map(str, between[n_close : len(between) - n_open])),
-        cdata=_has_cdata(template),
+        cdata=_shows(template, "<qz>", "<![CDATA[<qz>]]>"),
+        python_words=_shows(template, True, "True"),
     )
     text = several or one
     spans: list[tuple[Span, Span]] = []
@@ -251,9 +254,9 @@ def _tagged_layout(
     return _layout(text, spans, arguments)
 
 
-def _has_cdata(template: ChatTemplate) -> bool:
-    sample = _render(template, [(_NAMES[0], {_KEY: "<qz>"})])
-    return sample is not None and "<![CDATA[<qz>]]>" in sample.text
+def _shows(template: ChatTemplate, value: Any, written: str) -> bool:
+    sample = _render(template, [(_NAMES[0], {_KEY: value})])
+    return sample is not None and written in sample.text
 
 
 def _tokens(text: str) -> list[Token]:
@@ -284,5 +287,3 @@ def _marker(tokens: Sequence[Token]) -> Marker:
         else:
             marker.append(token)
     return tuple(marker)
-
-

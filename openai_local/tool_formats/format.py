@@ -102,10 +102,12 @@ class ToolFormat:
             plain = lark.text_without([], unlike=[r'\s*\{\s*"(name|type|function)"(?s:.*)'])
             body = f"( {first} | {plain} )"
         else:
-            lead = lark.rule(lark.text_up_to(trigger), "up_to")
-            sections = f"( {lead} {first} )*" if parallel else f"( {lead} {first} )?"
-            body = f"{sections} {lark.text()}" if parallel else lark.choice(
-                [f"{lead} {first}", lark.text()])  # fmt: skip
+            text = answer(lark, reasoning)
+            up_to = [lark.text_up_to(trigger)]
+            if text != lark.text():
+                up_to.append(f"{text} {lark.literal(trigger)}")
+            section = f"{lark.rule(lark.choice(up_to), 'up_to')} {first}"
+            body = f"( {section} )* {text}" if parallel else f"( {section} | {text} )"
         if self.prefixes:
             before = lark.choice([*map(lark.literal, self.prefixes), '""'])
             body = f"{before} {body}" if required or self.alone else body
@@ -205,7 +207,7 @@ def read_name(cursor: Cursor) -> Reading[str]:
 
 def thinking(lark: Lark, reasoning: ReasoningFormat | None, thought: Thought) -> str:
     """What a grammar lets go before the answer."""
-    if reasoning is None or thought is Thought.NONE:
+    if reasoning is None or not reasoning.end or thought is Thought.NONE:
         return ""
     space = lark.regex(r"[ \n]{0,8}", "SPACE")
     rest = lark.rule(lark.text_until(reasoning.end), "thought")
@@ -213,6 +215,16 @@ def thinking(lark: Lark, reasoning: ReasoningFormat | None, thought: Thought) ->
         return f"{rest} {space} "
     bare = lark.literal(reasoning.end)
     return f"( ( {lark.literal(reasoning.start)} {rest} | {bare} ) {space} )? "
+
+
+def answer(lark: Lark, reasoning: ReasoningFormat | None) -> str:
+    """Free text, and the model's marks around it where they are tokens."""
+    marks = [
+        f"( {lark.literal(mark)} )?" if lark.is_special(mark) else ""
+        for mark in (reasoning.wrappers if reasoning else ())
+    ]
+    before, after = ([""] * (2 - len(marks)) + marks)[:2]
+    return f"{before} {lark.text()} {after}".strip()
 
 
 def _joined(marker: Marker) -> Marker:

@@ -67,7 +67,11 @@ def _written(value: Any) -> str:
     if isinstance(value, str):
         return f"{QUOTE}{value}{QUOTE}"
     if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{_written(value[key])}" for key in sorted(value)) + "}"
+        return (
+            "{"
+            + ",".join(f"{key}:{_written(value[key])}" for key in sorted(value, key=str.lower))
+            + "}"
+        )
     if isinstance(value, Sequence):
         return "[" + ",".join(map(_written, value)) + "]"
     return json.dumps(value)
@@ -121,6 +125,7 @@ class _Notation:
 
     def _object(self, schema: Mapping[str, Any]) -> str:
         members, others = object_members(schema, self._root)
+        members.sort(key=lambda member: member[0].lower())  # as the template has them
         if not members and others is not False:
             pair = f'{self._grammar.regex("[A-Za-z0-9_.-]+", "KEY")} ":" {self.value(others)}'
             return f'"{{" ( {pair} ( "," {pair} )* )? "}}"'

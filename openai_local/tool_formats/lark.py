@@ -64,6 +64,9 @@ class Lark:
             parts.append(_quoted(text[at:]))
         return parts
 
+    def is_special(self, text: str) -> bool:
+        return text in self._special
+
     def choice(self, bodies: Iterable[str]) -> str:
         """One of them."""
         options = list(dict.fromkeys(bodies))
@@ -152,7 +155,8 @@ def _quoted(text: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    return re.sub(r"([^\w\s])", r"\\\1", text).replace("\n", r"\n")
+    # re.escape knows more than llguidance's expressions: to them \\< is the start of a word.
+    return re.sub(r"([.^$*+?{}\[\]\\|()])", r"\\\1", text).replace("\n", r"\n")
 
 
 def _slashed(pattern: str) -> str:

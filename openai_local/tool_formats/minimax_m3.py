@@ -191,9 +191,7 @@ def _read_value(
     return found is not None
 
 
-def _read_items(
-    cursor: Cursor, schema: Any, root: Mapping[str, Any], emit: Emit
-) -> Reading[bool]:
+def _read_items(cursor: Cursor, schema: Any, root: Mapping[str, Any], emit: Emit) -> Reading[bool]:
     items = resolve(schema, root).get("items", {})
     emit("[")
     first = True

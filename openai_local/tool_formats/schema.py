@@ -23,16 +23,22 @@ ANNOTATIONS = frozenset(
 OBJECT = frozenset({"type", "properties", "required", "additionalProperties"})
 STRING = frozenset({"type", "enum", "const", "minLength", "maxLength", "pattern", "format"})
 
-# As llguidance has them in JSON; what it does not know is refused there, too.
+_DATE = r"[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
+_TIME = r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]+)?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"
+_LABEL = r"[A-Za-z0-9]([A-Za-z0-9\-]*[A-Za-z0-9])?"
+_WORD = r"[A-Za-z0-9_+\-]+"
+_OCTET = r"(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+# Those of the formats that llguidance knows in JSON that tools have.
 FORMATS = {
-    "date": r"[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])",
-    "time": r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]+)?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])",
-    "uuid": r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}",
-    "ipv4": r"((25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])\.){3}(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])",
-    "email": r"[A-Za-z0-9_+\-]+(\.[A-Za-z0-9_+\-]+)*@([A-Za-z0-9]([A-Za-z0-9\-]*[A-Za-z0-9])?\.)+[A-Za-z]{2,}",
+    "date": _DATE,
+    "date-time": f"{_DATE}T{_TIME}",
+    "email": rf"{_WORD}(\.{_WORD})*@({_LABEL}\.)+[A-Za-z]{{2,}}",
+    "hostname": rf"{_LABEL}(\.{_LABEL})*",
+    "ipv4": rf"({_OCTET}\.){{3}}{_OCTET}",
+    "time": _TIME,
     "uri": r"[A-Za-z][A-Za-z0-9+.\-]*:[^\s<>\"{}|\\^`]+",
-}  # fmt: skip
-FORMATS["date-time"] = f"{FORMATS['date']}T{FORMATS['time']}"
+    "uuid": r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}",
+}
 
 
 class SchemaUnsupported(Exception):
