@@ -6,6 +6,7 @@ The pieces do not depend on how the text was cut. What is no call after all stay
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from openai_local.chat_deltas import (
@@ -61,7 +62,7 @@ class ChatParser:
         self._reasoning = reasoning
         self._prompt = prompt
         self._cursor = Cursor()
-        self._out = _Collector()
+        self._out = _Collector(self._cursor)
         reads_all = hasattr(tool_format, "read_output")
         plain = not reads_all and reasoning is None and not (self._tools and tool_format)
         self._reading = None if plain else self._read(reads_all)
@@ -119,6 +120,7 @@ class ChatParser:
         cursor, out = self._cursor, self._out
         state = reasoning.state(self._prompt)
         if state is Thought.OPEN:
+            out.begin_thought()
             # Some models open the thought once more.
             if reasoning.start:
                 yield from cursor.accept(reasoning.start)
@@ -176,23 +178,19 @@ class ChatParser:
                 continue
             cursor.pos -= len(found)
             assert self._format is not None, "its trigger was found"
-            if (yield from self._read_calls(self._format)):
+            if (yield from self._format.read(cursor, self._tools, out.start)):
                 yield from self._read_between()
             else:
                 out.content(found)
                 cursor.pos += len(found)
 
     def _read_alone(self, format: ToolFormat) -> Reading[None]:
-        place = self._cursor.pos
+        place = self._cursor.mark()
         yield from self._cursor.skip_space()
-        if (yield from self._read_calls(format)):
+        if (yield from format.read(self._cursor, self._tools, self._out.start)):
             yield from self._read_between()
         else:
-            self._cursor.pos = place
-
-    def _read_calls(self, format: ToolFormat) -> Reading[bool]:
-        self._cursor.drop()
-        return (yield from format.read(self._cursor, self._tools, self._out.start))
+            self._cursor.back(place)
 
     def _read_between(self) -> Reading[None]:
         """Space behind a call, and a thought between calls."""
@@ -209,7 +207,6 @@ class ChatParser:
         while (yield from cursor.more()):
             out.content(cursor.text[cursor.pos :])
             cursor.pos = len(cursor.text)
-            cursor.drop()
         out.end_content()
 
 
@@ -219,7 +216,8 @@ class _Collector:
     Templates put space around thoughts and calls of their own: it would come twice.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, cursor: Cursor) -> None:
+        self._cursor = cursor
         self._deltas: list[Delta] = []
         self._space = ""  # at the end of the text so far
         self._leading = False
@@ -234,12 +232,14 @@ class _Collector:
         return deltas
 
     def content(self, text: str) -> None:
+        self._cursor.settle()
         self.in_thought = False
         text = self._trimmed(text, self.trims)
         if text:
             self._add(ContentDelta(text))
 
     def thought(self, text: str) -> None:
+        self._cursor.settle()
         self.in_thought = True
         text = self._trimmed(text, True)
         if text:
@@ -264,7 +264,13 @@ class _Collector:
         self.n_calls += 1
         self._space, self.in_thought = "", False
         self._deltas.append(ToolCallStart(index, name, call_id))
-        return lambda text: self._add(ToolCallArguments(index, text)) if text else None
+
+        def emit(text: str) -> None:
+            self._cursor.settle()
+            if text:
+                self._add(ToolCallArguments(index, text))
+
+        return emit
 
     def _trimmed(self, text: str, trims: bool) -> str:
         if self._leading:
@@ -280,11 +286,6 @@ class _Collector:
     def _add(self, delta: ContentDelta | ReasoningDelta | ToolCallArguments) -> None:
         last = self._deltas[-1] if self._deltas else None
         if type(last) is type(delta) and getattr(last, "index", 0) == getattr(delta, "index", 0):
-            fields = {**_fields(delta), "text": last.text + delta.text}  # type: ignore[union-attr]
-            self._deltas[-1] = type(delta)(**fields)
+            self._deltas[-1] = replace(delta, text=last.text + delta.text)
         else:
             self._deltas.append(delta)
-
-
-def _fields(delta: Delta) -> dict[str, Any]:
-    return {name: getattr(delta, name) for name in delta.__slots__}

@@ -42,6 +42,9 @@ ONLY_HERE = {
     "llama-cpp-deepseek-r1": "generator",
 }
 
+# Nemotron Nano takes "/think" out of what users say.
+TAKEN_OUT = {"</think>"}
+
 USER = {"role": "user", "content": "Is it warmer in Paris than 20°, and what is 1 + 2.5?"}
 CALLS = [
     ("get_weather", {"city": 'Paris, "F" <b> & \nline', "days": 3}),
@@ -85,7 +88,10 @@ CONVERSATIONS: dict[str, tuple[list[dict[str, Any]], bool]] = {
     ),
     "tools": ([{"role": "system", "content": "Be brief."}, USER], True),
     "call": ([USER, called(1), result(0)], True),
-    "calls": ([USER, called(2), result(0), result(1), USER], True),
+    "calls": (
+        [USER, called(2), result(0), result(1), {"role": "assistant", "content": "Yes."}, USER],
+        True,
+    ),
     "words": ([USER, {**called(1), "content": "I look."}, result(0)], True),
     "thoughts": ([USER, {**called(1), "reasoning_content": "I know."}, result(0)], True),
 }
@@ -266,7 +272,13 @@ def test_marks_that_are_control_tokens_are_asked_for(name: str) -> None:
     template = template_of(name)
     found = template.tool_format
     assert found is not None
-    control = ["<|im_end|>", "<|tool_call>", "<|channel|>", "[TOOL_CALLS]", "<｜tool▁calls▁begin｜>"]
+    control = [
+        "<|im_end|>",
+        "<|tool_call>",
+        "<|channel|>",
+        "[TOOL_CALLS]",
+        "<｜tool▁calls▁begin｜>",
+    ]
     seen = visible_tokens([found, template.reasoning_format], control)
     assert seen == {t for t in control if any(t in m for m in found.markers)} | {
         t for t in control if template.reasoning_format
@@ -285,7 +297,7 @@ def test_a_final_message_is_continued_where_it_ends(name: str) -> None:
 @each_template
 def test_what_a_user_types_is_never_a_control_token(name: str) -> None:
     source = template_of(name).source
-    control = sorted(set(re.findall(r"<\|?[^<>\s'\"{}]+>|\[/?[A-Z_]+\]", source)))
+    control = sorted(set(re.findall(r"<\|?[^<>\s'\"{}]+>|\[/?[A-Z_]+\]", source)) - TAKEN_OUT)
     template = ChatTemplate(source, bos_token="<BOS>", eos_token="<EOS>", control_tokens=control)
     typed = "".join(control)
     messages = [

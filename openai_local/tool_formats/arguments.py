@@ -170,33 +170,33 @@ class TaggedArguments:
         while True:
             if not first and self.separator.strip():
                 yield from cursor.accept(self.separator)
-            start = cursor.pos
             if (yield from cursor.accept(self.open)) is None:
                 break
             key: list[str] = []
-            ends = (self.close_key, self.close_key_json)
-            found = yield from cursor.until(_loose(*ends), key.append, _MAX_KEY)
-            if found is None:
-                cursor.pos = min(cursor.pos, start) if not key else cursor.pos
+            is_text = yield from self._read_key(cursor, key)
+            if is_text is None:
                 return False
-            emit(f"{'' if first else ', '}{json.dumps(''.join(key), ensure_ascii=False)}: ")
+            name = "".join(key)
+            emit(f"{'' if first else ', '}{json.dumps(name, ensure_ascii=False)}: ")
             first = False
-            part = properties.get("".join(key), {})
-            types = types_of(part, schema)
+            types = types_of(properties.get(name, {}), schema)
             if self.close_key != self.close_key_json:
-                text = found in _loose(self.close_key)
-                types = frozenset({"string"}) if text else types - {"string"}
-            yield from self._line_break(cursor, found)
+                types = frozenset({"string"}) if is_text else types - {"string"}
             if not (yield from self._read_value(cursor, types, emit)):
                 return False
         emit("}")
         return True
 
-    def _line_break(self, cursor: Cursor, found: str) -> Reading[None]:
-        """A marker that ends in a line break may have come without."""
-        full = self.close_key if found in _loose(self.close_key) else self.close_key_json
-        if found != full and full.endswith("\n") and (yield from cursor.peek()) == "\n":
-            cursor.pos += 1
+    def _read_key(self, cursor: Cursor, key: list[str]) -> Reading[bool | None]:
+        """Whether what follows is marked as a string; None where the text ends."""
+        markers = (self.close_key, self.close_key_json)
+        heads = tuple(marker.split()[0] for marker in markers)
+        if (yield from cursor.until(tuple(dict.fromkeys(heads)), key.append, _MAX_KEY)) is None:
+            return None
+        for marker, head, is_text in zip(markers, heads, (True, False), strict=True):
+            if (yield from cursor.accept(marker[len(head) :])) is not None:
+                return is_text
+        return None
 
     def _read_value(self, cursor: Cursor, types: frozenset[str], emit: Emit) -> Reading[bool]:
         if self.cdata and (yield from cursor.accept("<![CDATA[")) is not None:

@@ -36,23 +36,42 @@ _SLOT_CHARS = {
 
 
 class Cursor:
-    """A place in the text so far."""
+    """A place in the text so far.
 
-    __slots__ = ("closed", "pos", "text")
+    ``pos`` is a place in ``text``, from which :meth:`feed` takes away what was settled; places
+    that are kept over a wait come from :meth:`mark`.
+    """
+
+    __slots__ = ("_base", "_settled", "closed", "pos", "text")
 
     def __init__(self) -> None:
         self.text = ""
         self.pos = 0
         self.closed = False
+        self._base = 0
+        self._settled = 0
 
     def feed(self, text: str) -> None:
-        self.text += text
+        gone = self._settled
+        self.text = self.text[gone:] + text
+        self.pos -= gone
+        self._base += gone
+        self._settled = 0
 
-    def drop(self) -> None:
-        """Forget what was read."""
-        if self.pos:
-            self.text = self.text[self.pos :]
-            self.pos = 0
+    def settle(self) -> None:
+        """What is before the place will not be read again."""
+        self._settled = self.pos
+
+    def mark(self) -> int:
+        """The place, to come back to."""
+        return self._base + self.pos
+
+    def back(self, mark: int) -> None:
+        self.pos = mark - self._base
+
+    def since(self, mark: int) -> str:
+        """What was read since ``mark``."""
+        return self.text[mark - self._base : self.pos]
 
     def more(self) -> Reading[bool]:
         """Wait until there is a character at the place; False at the end of the text."""
@@ -75,7 +94,7 @@ class Cursor:
 
         Stays in place and gives None where the text is another.
         """
-        start = self.pos
+        start = self.mark()
         slots: dict[Slot, str] = {}
         for piece in (marker,) if isinstance(marker, str) else marker:
             if isinstance(piece, Slot):
@@ -84,18 +103,21 @@ class Cursor:
             else:
                 found = yield from self._literal(piece)
             if not found:
-                self.pos = start
+                self.back(start)
                 return None
         return slots
 
     def _slot(self, slot: Slot) -> Reading[str]:
-        start = self.pos
-        allowed = _SLOT_CHARS[slot]
-        while (yield from self.more()) and allowed.match(self.text, self.pos):
+        return (yield from self.word(_SLOT_CHARS[slot]))
+
+    def word(self, chars: re.Pattern[str]) -> Reading[str]:
+        """Characters that match, as many as there are; none where they are too many."""
+        start = self.mark()
+        while (yield from self.more()) and chars.match(self.text, self.pos):
             self.pos += 1
-            if self.pos - start > _MAX_WORD:
+            if self.mark() - start > _MAX_WORD:
                 return ""
-        return self.text[start : self.pos]
+        return self.since(start)
 
     def _literal(self, literal: str) -> Reading[bool]:
         body = literal.rstrip(_SPACE)

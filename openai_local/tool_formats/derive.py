@@ -46,9 +46,8 @@ def derive(template: ChatTemplate) -> ToolFormat | None:
     several = _render(template, calls[:2]) if template.traits.parallel_tool_calls else None
     if one is None or (several is None and template.traits.parallel_tool_calls):
         return None
-    layout = _json_layout(one.text, several and several.text, calls) or _tagged_layout(
-        template, one.text, several and several.text, calls
-    )
+    two = several.text if several else None
+    layout = _json_layout(one.text, two, calls) or _tagged_layout(template, one.text, two, calls)
     if layout is None or not all(
         _writes(template, layout, checked)
         for checked in (

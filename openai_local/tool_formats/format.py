@@ -18,7 +18,6 @@ from openai_local.tool_formats.schema import SchemaUnsupported, name_of, paramet
 
 _TAG = re.compile(r"<[^<>\s]+>|\[/?[A-Z][A-Z_]*\]")
 _NAME = re.compile(r"[A-Za-z0-9_.-]")
-_MAX_NAME = 256
 
 Start = Callable[[str, str | None], Emit]
 
@@ -139,21 +138,21 @@ class ToolFormat:
 
     def read(self, cursor: Cursor, tools: Tools, start: Start) -> Reading[bool]:
         """Read calls at the cursor, which is at a trigger; False, in place, if there is none."""
-        place = cursor.pos
+        place = cursor.mark()
         for prefix in self.prefixes:
             if (yield from cursor.accept(prefix)) is not None:
                 break
         if self.layout.open.strip() and (yield from cursor.accept(self.layout.open)) is None:
-            cursor.pos = place
+            cursor.back(place)
             return False
         n_calls = 0
         while True:
-            between = cursor.pos
+            between = cursor.mark()
             if n_calls:
                 yield from cursor.accept(self.layout.separator)
             found = yield from self._read_call(cursor, tools, start)
             if found is None:
-                cursor.pos = between if n_calls else place
+                cursor.back(between if n_calls else place)
                 break
             n_calls += 1
             if not found:
@@ -165,13 +164,13 @@ class ToolFormat:
     def _read_call(self, cursor: Cursor, tools: Tools, start: Start) -> Reading[bool | None]:
         """None, in place, where there is no call; False where it is cut off."""
         layout = self.layout
-        place = cursor.pos
+        place = cursor.mark()
         if layout.keys is not None:
             if (yield from cursor.accept(layout.before_object)) is None:
                 return None
             found = yield from read_json_call(cursor, layout.keys, tools, start)
             if found is None:
-                cursor.pos = place
+                cursor.back(place)
             elif found:
                 yield from cursor.accept(layout.after_object)
             return found
@@ -179,7 +178,7 @@ class ToolFormat:
         name = "" if slots is None else (yield from read_name(cursor))
         more = (yield from cursor.accept(layout.close_name)) if name in tools else None
         if slots is None or more is None:
-            cursor.pos = place
+            cursor.back(place)
             return None
         emit = start(name, {**slots, **more}.get(Slot.ID))
         if not (yield from layout.arguments.read(cursor, tools[name], emit)):
@@ -197,12 +196,7 @@ def arguments_rule(lark: Lark, layout: CallLayout, tool: Mapping[str, Any]) -> s
 
 
 def read_name(cursor: Cursor) -> Reading[str]:
-    start = cursor.pos
-    while (yield from cursor.more()) and _NAME.match(cursor.text, cursor.pos):
-        cursor.pos += 1
-        if cursor.pos - start > _MAX_NAME:
-            return ""
-    return cursor.text[start : cursor.pos]
+    return (yield from cursor.word(_NAME))
 
 
 def thinking(lark: Lark, reasoning: ReasoningFormat | None, thought: Thought) -> str:

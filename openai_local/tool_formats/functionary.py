@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from openai_local.reasoning_format import ReasoningFormat, Thought
 from openai_local.template_traits import NAME
-from openai_local.tool_formats.cursor import Cursor, Reading
+from openai_local.tool_formats.cursor import Cursor, Emit, Reading
 from openai_local.tool_formats.derive import render_call
 from openai_local.tool_formats.format import ToolFormat, arguments_rule, read_name
 from openai_local.tool_formats.lark import Lark
@@ -55,25 +55,24 @@ class FunctionaryFormat(ToolFormat):
     def read_output(
         self, cursor: Cursor, tools: Tools, output: Output, prompt: str
     ) -> Reading[None]:
-        marked = prompt.endswith(_MARK)
-        sink = output.content
-        while (yield from cursor.more()):
-            name = (yield from self._recipient(cursor, tools)) if marked else None
-            if name is not None:
-                sink = output.content if name == _ALL else output.start(name, None)
-            elif marked and cursor.pos:
+        sink: Emit = output.content
+        if prompt.endswith(_MARK):
+            sink = (yield from self._recipient(cursor, tools, output)) or sink
+        while (yield from cursor.until([_MARK], sink)) is not None:
+            found = yield from self._recipient(cursor, tools, output)
+            if found is None:
                 sink(_MARK)  # of the text itself
-            marked = (yield from cursor.until([_MARK], sink)) is not None
-        return
+            sink = found or sink
 
-    def _recipient(self, cursor: Cursor, tools: Tools) -> Reading[str | None]:
-        place = cursor.pos
+    def _recipient(self, cursor: Cursor, tools: Tools, output: Output) -> Reading[Emit | None]:
+        """Where the message goes; None, in place, where none is addressed."""
+        place = cursor.mark()
         name = yield from read_name(cursor)
-        if name != _ALL and name not in tools or (yield from cursor.peek()) != "\n":
-            cursor.pos = place
+        if (name != _ALL and name not in tools) or (yield from cursor.peek()) != "\n":
+            cursor.back(place)
             return None
         cursor.pos += 1
-        return name
+        return output.content if name == _ALL else output.start(name, None)
 
 
 FORMAT = FunctionaryFormat(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from openai_local.chat_template import ChatTemplate
 
 QUOTE = '<|"|>'
+_SCALAR = re.compile(r"[^,}\]<]")
 _LISTS = frozenset({"type", "items", "minItems", "maxItems"})
 
 
@@ -149,10 +151,7 @@ def _read_value(cursor: Cursor, emit: Emit) -> Reading[bool]:
         return found is not None
     if first and first in "{[":
         return (yield from _read_items(cursor, first, emit))
-    start = cursor.pos
-    while (yield from cursor.more()) and cursor.text[cursor.pos] not in ",}]<":
-        cursor.pos += 1
-    word = cursor.text[start : cursor.pos]
+    word = yield from cursor.word(_SCALAR)
     if word:
         emit(as_json(word, ALL_TYPES))
     return bool(word) and (yield from cursor.more())

@@ -6,7 +6,7 @@ openai-harmony has the format, too, but wants its vocabulary from the network.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -38,8 +38,8 @@ class HarmonyFormat(ToolFormat):
     """Reads the whole output: thoughts and content have headers, as calls have."""
 
     @property
-    def markers(self) -> Sequence[str]:
-        return _TOKENS
+    def markers(self) -> Iterator[str]:
+        yield from _TOKENS
 
     @property
     def trigger(self) -> str:

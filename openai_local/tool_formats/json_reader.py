@@ -27,19 +27,21 @@ def read_json(cursor: Cursor, emit: Emit) -> Reading[bool]:
     if first == '"':
         whole = yield from _read_string(cursor, parts.append)
         text = "".join(parts)
-        emit(_unpacked(text) if whole else text)
+        emit(_unpacked(text, whole))
         return whole
     whole = yield from _read_scalar(cursor, parts.append)
     emit("".join(parts))
     return whole and bool(parts)
 
 
-def _unpacked(text: str) -> str:
+def _unpacked(text: str, whole: bool) -> str:
+    """The object within a string, or the beginning of one."""
     try:
-        inner = json.loads(text)
-        return inner if isinstance(json.loads(inner), dict) else text
+        inner: str = json.loads(text if whole else text.rstrip("\\") + '"')
+        is_object = isinstance(json.loads(inner), dict) if whole else inner.startswith("{")
     except ValueError:
         return text
+    return inner if is_object else text
 
 
 def _read_nested(cursor: Cursor, emit: Emit) -> Reading[bool]:
@@ -130,7 +132,7 @@ def read_json_call(
 
     None, in place, where it is no call of one of ``names``; False where it is cut off.
     """
-    place = cursor.pos
+    place = cursor.mark()
     call = _Call()
     whole = yield from _read_members(cursor, keys, names, start, call)
     if not call.started and call.name is not None and whole:
@@ -138,7 +140,7 @@ def read_json_call(
         call.started = True
         emit("".join(call.early) or "{}")
     if not call.started:
-        cursor.pos = place
+        cursor.back(place)
         return None
     return whole
 

@@ -95,18 +95,17 @@ class Lark:
 
     def closed_text(self, terminal: str, marker: str) -> str:
         """``terminal``, which is free text without ``marker``, and then ``marker``."""
-        for text in sorted(self._special, key=len, reverse=True):
-            if text and marker.startswith(text):
-                return f"{terminal} {self.literal(marker)}"
-        return self.lazy(f"{terminal} {_quoted(marker)}")
+        found = self._pattern.search(marker) if self._pattern else None
+        if found is None:
+            return self.lazy(f"{terminal} {_quoted(marker)}")
+        lead, rest = marker[: found.start()], self.literal(marker[found.start() :])
+        if lead:  # the text would take it, so it is a part of the text
+            terminal = self._terminal(f"{terminal} {_quoted(lead)}", "TEXT")
+        return f"{terminal} {rest}"
 
     def text_until(self, marker: str) -> str:
         """Any text, and ``marker`` behind it, which ends it where it first stands."""
-        for text in sorted(self._special, key=len, reverse=True):
-            if text and marker.startswith(text):
-                rest = self.literal(marker[len(text) :])
-                return f"{self.text()} <[{self._special[text]}]> {rest}".rstrip()
-        return self.lazy(f"{self.text()} {_quoted(marker)}")
+        return self.closed_text(self.text(), marker)
 
     def text_up_to(self, marker: str) -> str:
         """As :meth:`text_until`, also where the marker's token is spelled by other tokens."""

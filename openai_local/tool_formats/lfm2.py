@@ -69,10 +69,7 @@ class PythonArguments:
             if not first and (yield from cursor.accept(",")) is None:
                 return False
             yield from cursor.skip_space()
-            start = cursor.pos
-            while (yield from cursor.more()) and _KEY.match(cursor.text, cursor.pos):
-                cursor.pos += 1
-            key = cursor.text[start : cursor.pos]
+            key = yield from cursor.word(_KEY)
             if not key or (yield from cursor.accept("=")) is None:
                 return False
             emit(f"{'' if first else ', '}{json.dumps(key, ensure_ascii=False)}: ")
@@ -127,10 +124,7 @@ def _read_value(cursor: Cursor, emit: Emit) -> Reading[bool]:
         return (yield from _read_string(cursor, emit))
     if first in _CLOSERS:
         return (yield from _read_items(cursor, first, emit))
-    start = cursor.pos
-    while (yield from cursor.more()) and _SCALAR.match(cursor.text, cursor.pos):
-        cursor.pos += 1
-    word = cursor.text[start : cursor.pos]
+    word = yield from cursor.word(_SCALAR)
     if word:
         emit(as_json(word, ALL_TYPES))
     return bool(word) and (yield from cursor.more())
@@ -183,10 +177,10 @@ def _read_string(cursor: Cursor, emit: Emit) -> Reading[bool]:
             inside(_ESCAPES.get(char, char if char in "\\'\"/" else f"\\{char}"))
             continue
         size = _HEX[char]
-        start = cursor.pos
-        while cursor.pos < start + size and (yield from cursor.more()):
+        code = ""
+        while len(code) < size and (yield from cursor.more()):
+            code += cursor.text[cursor.pos]
             cursor.pos += 1
-        code = cursor.text[start : cursor.pos]
         if re.fullmatch(f"[0-9a-fA-F]{{{size}}}", code) is None or int(code, 16) > 0x10FFFF:
             inside(f"\\{char}{code}")
         elif char == "U":

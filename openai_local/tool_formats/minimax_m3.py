@@ -158,10 +158,10 @@ def _read_members(
 
 def _at_tag(cursor: Cursor) -> Reading[bool]:
     """Whether an element begins here; stays in place."""
-    place = cursor.pos
+    place = cursor.mark()
     found = (yield from cursor.accept(f"{MARK}<")) is not None
     opens = found and (yield from cursor.peek()) not in ("/", "")
-    cursor.pos = place
+    cursor.back(place)
     return opens
 
 
@@ -176,9 +176,9 @@ def _read_value(
             emit('"')
         return found is not None
     if types & {"object", "array"}:
-        place = cursor.pos
+        place = cursor.mark()
         items = (yield from cursor.accept(f"{MARK}<item>")) is not None
-        cursor.pos = place
+        cursor.back(place)
         if "array" in types and (items or "object" not in types):
             whole = yield from _read_items(cursor, schema, root, emit)
             return whole and (yield from cursor.accept(close)) is not None
