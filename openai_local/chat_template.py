@@ -28,6 +28,7 @@ __all__ = ["ChatTemplate", "RenderedPrompt", "Segment", "TemplateError"]
 
 # Private-use characters: they mean nothing in any template.
 _MARK, _END = "\uf8f0", "\uf8f1"
+_MAX_PAIRS = 1 << 18
 _RESERVED = str.maketrans({_MARK: "\ufffd", _END: "\ufffd"})
 
 
@@ -258,16 +259,45 @@ def _marked_pieces(text: str, control: re.Pattern[str], *, before: bool) -> Iter
 def _aligned(pieces: Sequence[Segment], text: str, control: re.Pattern[str]) -> Iterator[Segment]:
     """``text`` with what is known of a similar one; a token of unknown origin is not trusted."""
     known = [
-        (part, piece.trusted)
+        Segment(part, piece.trusted)
         for piece in pieces
         for part in (_parts(piece.text, control) if piece.trusted else [piece.text])
     ]
     parts = _parts(text, control)
-    trusted = [control.fullmatch(part) is None for part in parts]
-    matcher = SequenceMatcher(None, [part for part, _ in known], parts, autojunk=False)
-    for a, b, size in matcher.get_matching_blocks():
-        trusted[b : b + size] = [flag for _, flag in known[a : a + size]]
+    is_token = [control.fullmatch(part) is not None for part in parts]
+    trusted = [not token for token in is_token]
+    for a, b in _pairs([segment.text for segment in known], parts, is_token):
+        if known[a].text == parts[b]:
+            trusted[b] = known[a].trusted
     yield from map(Segment, parts, trusted)
+
+
+def _pairs(
+    known: Sequence[str], parts: Sequence[str], is_token: Sequence[bool]
+) -> Iterator[tuple[int, int]]:
+    """Which parts are the same: equal tokens, or any texts at one place between such."""
+    if len(known) * len(parts) > _MAX_PAIRS:
+        for a, b, size in SequenceMatcher(None, known, parts, autojunk=False).get_matching_blocks():
+            yield from zip(range(a, a + size), range(b, b + size), strict=True)
+        return
+    tokens = {part for part, token in zip(parts, is_token, strict=True) if token}
+    scores = [[0] * (len(parts) + 1) for _ in range(len(known) + 1)]
+    for a in range(len(known) - 1, -1, -1):
+        for b in range(len(parts) - 1, -1, -1):
+            equal = known[a] == parts[b]
+            same = scores[a + 1][b + 1] + (4 if equal else 1)
+            skip = max(scores[a + 1][b], scores[a][b + 1])
+            pairs = equal or not (is_token[b] or known[a] in tokens)
+            scores[a][b] = max(same, skip) if pairs else skip
+    a = b = 0
+    while a < len(known) and b < len(parts):
+        if scores[a][b] == scores[a + 1][b]:
+            a += 1
+        elif scores[a][b] == scores[a][b + 1]:
+            b += 1
+        else:
+            yield a, b
+            a, b = a + 1, b + 1
 
 
 def _parts(text: str, control: re.Pattern[str]) -> list[str]:

@@ -61,7 +61,8 @@ def adapt_tools(tools: Sequence[Mapping[str, Any]], traits: TemplateTraits) -> l
 
 
 def _plain(message: Mapping[str, Any], traits: TemplateTraits) -> Message:
-    plain = {key: value for key, value in message.items() if value is not None}
+    plain: Message = {"role": ""}
+    plain.update((key, value) for key, value in message.items() if value is not None)
     if plain.get("role") == "developer" and not traits.developer_role:
         plain["role"] = "system"  # as its name was before
     if plain.get("role") == "function":

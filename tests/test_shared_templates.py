@@ -238,7 +238,13 @@ def test_the_grammar_takes_calls_and_nothing_beside_them(name: str, special: boo
             taken, _ = matcher.matched(grammar, wrong_type)
             assert taken != wrong_type
             assert wrong_type.startswith(taken)
-            if n == 1:
+            if n == 2:
+                second = text.replace("numbers", "integers")
+                taken, _ = matcher.matched(grammar, second)
+                assert taken != second, "the second call is bound, too"
+                assert second.startswith(taken)
+                assert len(taken) > len(text) // 3
+            else:
                 taken, _ = matcher.matched(grammar, text + text)
                 assert not taken.startswith(text + text[:40]), "one call is enough"
         if n == 2:

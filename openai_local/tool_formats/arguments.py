@@ -11,6 +11,7 @@ from openai_local.tool_formats.cursor import Cursor, Emit, Reading
 from openai_local.tool_formats.json_reader import read_json
 from openai_local.tool_formats.lark import Lark
 from openai_local.tool_formats.schema import (
+    ANNOTATIONS,
     check_keywords,
     object_members,
     properties_of,
@@ -113,19 +114,25 @@ class TaggedArguments:
         return f"( {self._member(grammar, key, part, root)} )*"
 
     def _member(self, grammar: Lark, head: str, part: Any, root: Mapping[str, Any]) -> str:
-        options = alternatives(part, root)
-        kinds = [types_of(option, root) for option in options]
-        # A marker that tells strings from the rest leaves no doubt.
-        doubtful = self.close_key == self.close_key_json
+        """A value with what is around it.
+
+        Where nothing marks a string, text that reads as a value of another type is one: that is
+        well where any value of the type will do, and else such text is left out.
+        """
+        options = [(resolve(option, root), option) for option in alternatives(part, root)]
         bodies: list[str] = []
-        for option, types in zip(options, kinds, strict=True):
+        bound: set[str] = set()
+        for schema, _ in options:
+            if set(schema) - ANNOTATIONS - {"type"}:
+                bound |= types_of(schema, root) - {"string"}
+        for schema, option in options:
+            types = types_of(schema, root)
             others = types - {"string"}
             if "string" in types:
-                schema = resolve(option, root)
                 if others:
-                    check_keywords(schema, frozenset())
-                beside = frozenset().union(*kinds) - {"string"} if doubtful else frozenset()
-                text = self._strings(grammar, schema, beside)
+                    check_keywords(schema, frozenset({"type"}))
+                doubtful = bound if self.close_key == self.close_key_json else set()
+                text = self._strings(grammar, schema, frozenset(doubtful))
                 bodies.append(f"{grammar.literal(self.close_key)} {text}")
                 option = {"type": sorted(others)}
             if others:
@@ -151,10 +158,10 @@ class TaggedArguments:
         within = string_patterns(schema)
         without = [_LOOKS_LIKE[kind] for kind in sorted(others)]
         if not self.cdata:
-            text = grammar.text_without([closer], within, without)
+            text = grammar.text([closer], within, without)
             return grammar.closed_text(text, self.close_value)
-        plain = grammar.text_without([closer], [*within, "[^<&\\n]*"], without)
-        marked = grammar.text_without(["]]>"], within)
+        plain = grammar.text([closer], [*within, "[^<&\\n]*"], without)
+        marked = grammar.text(["]]>"], within)
         end = grammar.literal(self.close_value)
         return grammar.choice(
             [

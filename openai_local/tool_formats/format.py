@@ -10,6 +10,7 @@ from typing import Any
 
 from openai_local.reasoning_format import ReasoningFormat, Thought
 from openai_local.tool_formats.cursor import Cursor, Emit, Marker, Reading, Slot
+from openai_local.tool_formats.free_text import FreeText
 from openai_local.tool_formats.json_reader import read_json_call
 from openai_local.tool_formats.lark import Lark
 from openai_local.tool_formats.layout import Call, CallLayout
@@ -95,23 +96,30 @@ class ToolFormat:
         lark = Lark(special)
         trigger = "" if self.alone else self.trigger
         first = self._calls(lark, tools, parallel, _without(self.lead, trigger))
+        before = FreeText(lark, reasoning, thought)
+        if self.alone:
+            prefixes = lark.choice([*map(lark.literal, self.prefixes), '""'])
+            first = f"{prefixes} {first}"
+
+        def answer(unlike: Sequence[str]) -> str:
+            """Text, or calls behind it."""
+            if self.alone:
+                call = r'\s*\{\s*"(name|type|function)"(?s:.*)'
+                marked = [begun for text in self.prefixes if (begun := lark.begins(text))]
+                return f"( {first} | {before.text([*unlike, call, *marked])} )"
+            section = lark.rule(f"{before.up_to(trigger, unlike)} {first}", "section")
+            text = before.text(unlike)
+            if not parallel:
+                return f"( {section} | {text} )"
+            more = lark.rule(f"{before.up_to(trigger, ())} {first}", "section")
+            return f"( {section} ( {more} )* {before.text(())} | {text} )"
+
         if required:
-            body = f"{lark.literal(trigger)} {first}"
-        elif self.alone:
-            plain = lark.text_without([], unlike=[r'\s*\{\s*"(name|type|function)"(?s:.*)'])
-            body = f"( {first} | {plain} )"
+            body = before.then(f"{lark.literal(trigger)} {first}")
         else:
-            text = answer(lark, reasoning)
-            up_to = [lark.text_up_to(trigger)]
-            if text != lark.text():
-                up_to.append(f"{text} {lark.literal(trigger)}")
-            section = f"{lark.rule(lark.choice(up_to), 'up_to')} {first}"
-            body = f"( {section} )* {text}" if parallel else f"( {section} | {text} )"
-        if self.prefixes:
-            before = lark.choice([*map(lark.literal, self.prefixes), '""'])
-            body = f"{before} {body}" if required or self.alone else body
-        end = f" ({lark.literal(self.end)})?" if self.end in (special or {}) else ""
-        return lark.build(thinking(lark, reasoning, thought) + body + end)
+            body = before.or_then(answer)
+        end = f" ({lark.literal(self.end)})?" if lark.is_special(self.end) else ""
+        return lark.build(body + end)
 
     def _calls(
         self, lark: Lark, tools: Sequence[Mapping[str, Any]], parallel: bool, first: Marker
@@ -197,28 +205,6 @@ def arguments_rule(lark: Lark, layout: CallLayout, tool: Mapping[str, Any]) -> s
 
 def read_name(cursor: Cursor) -> Reading[str]:
     return (yield from cursor.word(_NAME))
-
-
-def thinking(lark: Lark, reasoning: ReasoningFormat | None, thought: Thought) -> str:
-    """What a grammar lets go before the answer."""
-    if reasoning is None or not reasoning.end or thought is Thought.NONE:
-        return ""
-    space = lark.regex(r"[ \n]{0,8}", "SPACE")
-    rest = lark.rule(lark.text_until(reasoning.end), "thought")
-    if thought is Thought.OPEN:
-        return f"{rest} {space} "
-    bare = lark.literal(reasoning.end)
-    return f"( ( {lark.literal(reasoning.start)} {rest} | {bare} ) {space} )? "
-
-
-def answer(lark: Lark, reasoning: ReasoningFormat | None) -> str:
-    """Free text, and the model's marks around it where they are tokens."""
-    marks = [
-        f"( {lark.literal(mark)} )?" if lark.is_special(mark) else ""
-        for mark in (reasoning.wrappers if reasoning else ())
-    ]
-    before, after = ([""] * (2 - len(marks)) + marks)[:2]
-    return f"{before} {lark.text()} {after}".strip()
 
 
 def _joined(marker: Marker) -> Marker:

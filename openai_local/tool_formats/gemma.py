@@ -118,7 +118,7 @@ class _Notation:
         if "enum" in schema or "const" in schema:
             texts = schema["enum"] if "enum" in schema else [schema["const"]]
             return grammar.choice(grammar.literal(f"{QUOTE}{t}{QUOTE}") for t in texts)
-        text = grammar.text_without([QUOTE], string_patterns(schema))
+        text = grammar.text([QUOTE], string_patterns(schema))
         return f"{grammar.literal(QUOTE)} {grammar.closed_text(text, QUOTE)}"
 
     def _list(self, schema: Mapping[str, Any]) -> str:

@@ -59,7 +59,7 @@ class HarmonyFormat(ToolFormat):
         more = lark.literal(f"<|end|>{_TURN}")
         text = lark.rule(lark.text(), "text")
         if "<|end|>" not in (special or {}):
-            text = lark.rule(lark.text_without(["<|"]), "text")
+            text = lark.rule(lark.text(["<|"]), "text")
         calls = []
         for tool in tools:
             name, rule = name_of(tool), arguments_rule(lark, self.layout, tool)

@@ -1,4 +1,4 @@
-"""Writes a Lark grammar for llguidance, rule by rule. Knows no tools and no schemas."""
+"""Writes a Lark grammar for llguidance, rule by rule. Knows no tools."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from openai_local.tool_formats.cursor import Marker, Slot
+from openai_local.tool_formats.schema import check_enforceable
 
 _SLOTS = {Slot.ID: "/[A-Za-z0-9]{9}/", Slot.INDEX: "/[0-9]{1,4}/"}
 
@@ -77,14 +78,10 @@ class Lark:
         escaped = pattern.replace("/", r"\/")
         return self._terminal(f"/{escaped}/", hint)
 
-    def text(self) -> str:
-        """Any text."""
-        return self.regex("(?s:.*)", "TEXT")
-
-    def text_without(
-        self, markers: Sequence[str], within: Sequence[str] = (), unlike: Sequence[str] = ()
+    def text(
+        self, markers: Sequence[str] = (), within: Sequence[str] = (), unlike: Sequence[str] = ()
     ) -> str:
-        """Text that has none of ``markers``, is ``within`` each expression and ``unlike`` any."""
+        """A terminal for text without ``markers``, ``within`` each expression, ``unlike`` any."""
         parts = [_slashed(pattern) for pattern in within or ["(?s:.*)"]]
         texts = [_escaped(marker) for marker in markers if marker and marker not in self._special]
         if texts:
@@ -103,14 +100,16 @@ class Lark:
             terminal = self._terminal(f"{terminal} {_quoted(lead)}", "TEXT")
         return f"{terminal} {rest}"
 
-    def text_until(self, marker: str) -> str:
-        """Any text, and ``marker`` behind it, which ends it where it first stands."""
-        return self.closed_text(self.text(), marker)
+    def up_to(self, text: str, marker: str) -> str:
+        """``text``, a terminal, up to ``marker``, also where its token is spelled by others."""
+        spelled = self.lazy(f"{text} {_quoted(marker)}")
+        return self.choice([self.closed_text(text, marker), spelled])
 
-    def text_up_to(self, marker: str) -> str:
-        """As :meth:`text_until`, also where the marker's token is spelled by other tokens."""
-        spelled = self.lazy(f"{self.text()} {_quoted(marker)}")
-        return self.choice([self.text_until(marker), spelled])
+    def begins(self, text: str) -> str | None:
+        """An expression for what begins with ``text``; None where free text cannot."""
+        if self._pattern is not None and self._pattern.match(text):
+            return None
+        return rf"\s*{_escaped(text)}(?s:.*)"
 
     def lazy(self, body: str) -> str:
         return self.rule_with("[lazy]", body, "lead")
@@ -132,6 +131,7 @@ class Lark:
         }
         if schema is True:
             schema = {}
+        check_enforceable(json.dumps(schema, sort_keys=True))
         text = json.dumps({**schema, "x-guidance": options}, ensure_ascii=False)
         return self.rule(f"%json {text}", "json")
 

@@ -110,6 +110,7 @@ class _Notation:
             types = types_of(option, self._root)
             option = resolve(option, self._root)
             if "string" in types and len(types) > 1:
+                check_keywords(option, frozenset({"type"}))
                 option = {"type": "string"}  # of anything, text is the least that can be said
                 types = frozenset({"string"})
             if types == {"string"}:
@@ -131,7 +132,7 @@ class _Notation:
         if "enum" in schema or "const" in schema:
             texts = schema["enum"] if "enum" in schema else [schema["const"]]
             return grammar.choice(grammar.literal(f"{text}{close}") for text in texts)
-        text = grammar.text_without([MARK], string_patterns(schema))
+        text = grammar.text([MARK], string_patterns(schema))
         return grammar.closed_text(text, close)
 
 

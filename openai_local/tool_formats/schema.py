@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 ALL_TYPES = frozenset({"string", "number", "integer", "boolean", "null", "object", "array"})
@@ -208,3 +209,33 @@ def list_bounds(item: str, schema: Mapping[str, Any], separator: str) -> str:
     top = "" if high is None else high - 1
     some = f'{item} ( "{separator}" {item} ){{{max(low - 1, 0)},{top}}}'
     return f"( {some} )?" if low == 0 else f"( {some} )"
+
+
+@lru_cache(maxsize=1024)
+def check_enforceable(schema: str) -> None:
+    """Raises SchemaUnsupported where llguidance cannot hold a schema, given as JSON."""
+    from llguidance import LLMatcher
+
+    try:
+        error = LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(schema), None)
+    except ValueError as failure:
+        error = str(failure)
+    if not error:
+        return
+    reason = error.partition("failed to compile JSON schema: ")[2] or error
+    reason = reason.strip().splitlines()[0]
+    for pattern, keyword in _REASONS:
+        found = re.search(pattern, reason)
+        if found:
+            raise SchemaUnsupported(keyword or found[1], reason=reason)
+    raise SchemaUnsupported("parameters", reason=reason)
+
+
+# llguidance's words, and the keyword they are about.
+_REASONS = (
+    (r'Unimplemented keys: \["([^"]+)"', ""),
+    (r"Unknown format", "format"),
+    (r"regex", "pattern"),
+    (r"(oneOf|anyOf|allOf|enum|const|type|required|minimum|maximum|pattern)\b", ""),
+    (r"Resource|[Rr]eference|\$ref|[Pp]ointer", "$ref"),
+)
