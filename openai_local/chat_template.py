@@ -114,7 +114,10 @@ class ChatTemplate:
         With ``continue_final_message`` the prompt ends where the last message's text ends.
         ``kwargs`` are more variables for the template. Raises TemplateError.
         """
-        messages, tools, kwargs = (_map_text(v, _clean) for v in (messages, tools, kwargs))
+        try:
+            messages, tools, kwargs = (_map_text(v, _clean) for v in (messages, tools, kwargs))
+        except RecursionError:
+            raise TemplateError("the messages are nested too deeply") from None
         adapted = self.adapt(messages, tools)
         if continue_final_message:
             adapted = [*adapted[:-1], *map(_with_end, adapted[-1:])]

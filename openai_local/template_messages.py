@@ -54,7 +54,9 @@ def adapt_tools(tools: Sequence[Mapping[str, Any]], traits: TemplateTraits) -> l
         function.setdefault("parameters", {"type": "object", "properties": {}})
         if traits.tools_need_descriptions:
             function.setdefault("description", "")
-            for schema in function["parameters"].get("properties", {}).values():
+            parameters = function["parameters"]
+            properties = parameters.get("properties") if isinstance(parameters, dict) else None
+            for schema in properties.values() if isinstance(properties, dict) else ():
                 if isinstance(schema, dict):
                     schema.setdefault("description", "")
     return adapted

@@ -462,3 +462,32 @@ def test_a_long_stream_takes_time_in_step_with_its_length() -> None:
     deltas += parser.feed("\n</parameter>\n</function>\n</tool_call>")
     message = fold([*deltas, *parser.finish()])
     assert message.objects == [("get_weather", {"city": "word < " * 20_000})]
+
+
+@pytest.mark.parametrize(
+    ("found", "start", "more"),
+    [
+        (lfm2.FORMAT, "<|tool_call_start|>[add(numbers=", "["),
+        (gemma.FORMAT, "<|tool_call>call:add{numbers:", "["),
+        (gemma.FORMAT, "<|tool_call>call:add{numbers:", "{a:"),
+        (minimax_m3.FORMAT, ']<]minimax[>[<tool_call>\n]<]minimax[>[<invoke name="add">',
+         "]<]minimax[>[<thing>"),
+        (HERMES, "<tool_call>", '{"function": '),
+        (HERMES, '<tool_call>{"name": "add", "arguments": ', "["),
+    ],
+)  # fmt: skip
+def test_values_nested_without_end_end(found: ToolFormat, start: str, more: str) -> None:
+    tools = [tool("add", thing={"type": "object", "optional": True})]
+    message = parse(start + more * 5000, tools=tools, tool_format=found)
+    assert len(message.calls) <= 1
+
+
+def test_a_schema_that_makes_no_sense_is_read_all_the_same() -> None:
+    odd = {"properties": {"a": {"$ref": "#/none"}, "b": {"type": [{}]}, "c": 3, "d": False}}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": odd}},
+             {"type": "function", "function": {"name": "g", "parameters": 3}}]  # fmt: skip
+    for found in (CODER, minimax_m3.FORMAT):
+        for name in "fg":
+            text = found.write([(name, {"a": ["x"], "b": 1, "c": {"d": 1}, "d": True})])
+            message = parse_in_all_ways(text, tools=tools, tool_format=found)
+            assert [called for called, _ in message.calls] == [name]

@@ -235,6 +235,12 @@ def test_a_schema_may_refer_to_itself() -> None:
         ({"type": "object", "properties": {"x": {"$ref": "http://a/b"}}}, "$ref"),
         ({"type": "object", "properties": {}, "required": ["x"], "additionalProperties": False},
          "required"),
+        ({"type": "object", "properties": 3}, "properties"),
+        ({"type": "object", "required": 3}, "required"),
+        ({"type": "object", "properties": {"x": False}}, "not"),
+        ({"type": "object", "properties": {"x": {"$ref": "#/properties/x"}}}, "$ref"),
+        ({"type": "object", "properties": {"x": {"anyOf": [{"$ref": "#/properties/x"}]}}},
+         "parameters"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_bound_is_refused_by_name(schema: Any, keyword: str) -> None:
@@ -243,6 +249,25 @@ def test_what_cannot_be_bound_is_refused_by_name(schema: Any, keyword: str) -> N
         with pytest.raises(SchemaUnsupported, match="of the tool f has") as caught:
             found.grammar(tools, required=True, parallel=False)
         assert caught.value.keyword == keyword
+
+
+@pytest.mark.parametrize(
+    ("schema", "keyword"),
+    [
+        ({"type": "array", "uniqueItems": True}, "uniqueItems"),
+        ({"type": "string", "format": "odd"}, "format"),
+        ({"type": "string", "pattern": "(?=a)b"}, "pattern"),
+        ({"not": {"type": "string"}}, "not"),
+        ({"if": {"type": "string"}, "then": {"minLength": 1}}, "if"),
+        ({"$ref": "http://a/b"}, "$ref"),
+        ({"oneOf": [{"type": "string"}, {"type": "string", "maxLength": 3}]}, "oneOf"),
+        ({"type": "odd"}, "type"),
+    ],
+)
+def test_what_llguidance_cannot_bind_in_json_is_refused_by_name(schema: Any, keyword: str) -> None:
+    with pytest.raises(SchemaUnsupported) as caught:
+        HERMES.grammar([tool("f", x=schema)], required=True, parallel=False)
+    assert (caught.value.tool, caught.value.keyword) == ("f", keyword)
 
 
 @pytest.mark.parametrize("found", FORMATS, ids=lambda found: found.name)

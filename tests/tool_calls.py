@@ -27,10 +27,10 @@ def tool(name: str, /, **properties: Any) -> dict[str, Any]:
     """Arguments are required unless their schema says ``optional``."""
     required = [key for key, schema in properties.items() if not schema.get("optional")]
     plain = {
-        key: {"description": f"The {key}.", **schema}
+        key: {"description": f"The {key}.", **{k: v for k, v in schema.items() if k != "optional"}}
+        if isinstance(schema, dict) else schema
         for key, schema in properties.items()
-        if not schema.pop("optional", False) or True
-    }
+    }  # fmt: skip
     parameters = {"type": "object", "properties": plain, "required": required}
     function = {"name": name, "description": f"Does {name}.", "parameters": parameters}
     return {"type": "function", "function": function}

@@ -18,6 +18,7 @@ Emit = Callable[[str], None]
 
 _SPACE = " \t\r\n"
 _MAX_WORD = 256
+MAX_DEPTH = 64  # of values within values
 
 
 class Slot(Enum):

@@ -57,7 +57,7 @@ def derive(template: ChatTemplate) -> ToolFormat | None:
         )
     ):
         return None
-    return ToolFormat("derived", layout, end=one.end)
+    return ToolFormat("derived", layout, end=one.end, single=several is None)
 
 
 def _writes(template: ChatTemplate, layout: CallLayout, calls: Sequence[Call]) -> bool:

@@ -31,6 +31,7 @@ class ToolFormat:
     layout: CallLayout
     prefixes: tuple[str, ...] = ()  # what may stand before the calls, such as <|python_tag|>
     end: str = ""  # the token that ends a turn, where it does not end the generation
+    single: bool = False  # one call a message is all that the template renders
 
     @property
     def lead(self) -> Marker:
@@ -89,11 +90,14 @@ class ToolFormat:
     ) -> str:
         """A Lark grammar of llguidance for what the model may write.
 
-        With ``required`` that is a call of one of ``tools``, or several if ``parallel``; else any
-        text, which at the beginning of a call becomes one. ``special`` maps texts of tokens that
-        the grammar's tokenizer holds as special to their ids. Raises SchemaUnsupported.
+        With ``required`` that is a call of one of ``tools``, or several if ``parallel`` and the
+        model can; else any text, which at the beginning of a call becomes one. ``special`` maps
+        the texts of tokens that the grammar's tokenizer holds as special to their ids.
+
+        Raises SchemaUnsupported.
         """
         lark = Lark(special)
+        parallel = parallel and not self.single
         trigger = "" if self.alone else self.trigger
         first = self._calls(lark, tools, parallel, _without(self.lead, trigger))
         before = FreeText(lark, reasoning, thought)
@@ -201,6 +205,9 @@ def arguments_rule(lark: Lark, layout: CallLayout, tool: Mapping[str, Any]) -> s
         return lark.rule(layout.arguments.rule(lark, parameters_of(tool)), "arguments")
     except SchemaUnsupported as error:
         raise SchemaUnsupported(error.keyword, name_of(tool), error.reason) from None
+    except RecursionError:
+        reason = "it is nested too deeply"
+        raise SchemaUnsupported("parameters", name_of(tool), reason) from None
 
 
 def read_name(cursor: Cursor) -> Reading[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from openai_local.template_traits import NAME
 from openai_local.tool_formats.arguments import alternatives, as_json, quoting, sequence
-from openai_local.tool_formats.cursor import Cursor, Emit, Reading
+from openai_local.tool_formats.cursor import MAX_DEPTH, Cursor, Emit, Reading
 from openai_local.tool_formats.derive import render_call
 from openai_local.tool_formats.format import ToolFormat
 from openai_local.tool_formats.json_reader import read_json
@@ -138,7 +138,7 @@ class _Notation:
         return f'"{{" {sequence(self._grammar, members, member, chr(34) + "," + chr(34))} "}}"'
 
 
-def _read_value(cursor: Cursor, emit: Emit) -> Reading[bool]:
+def _read_value(cursor: Cursor, emit: Emit, depth: int = 0) -> Reading[bool]:
     yield from cursor.skip_space()
     first = yield from cursor.peek()
     if first == '"':
@@ -150,14 +150,14 @@ def _read_value(cursor: Cursor, emit: Emit) -> Reading[bool]:
             emit('"')
         return found is not None
     if first and first in "{[":
-        return (yield from _read_items(cursor, first, emit))
+        return depth < MAX_DEPTH and (yield from _read_items(cursor, first, emit, depth + 1))
     word = yield from cursor.word(_SCALAR)
     if word:
         emit(as_json(word, ALL_TYPES))
     return bool(word) and (yield from cursor.more())
 
 
-def _read_items(cursor: Cursor, opener: str, emit: Emit) -> Reading[bool]:
+def _read_items(cursor: Cursor, opener: str, emit: Emit, depth: int) -> Reading[bool]:
     closer = "}" if opener == "{" else "]"
     cursor.pos += 1
     emit(opener)
@@ -174,7 +174,7 @@ def _read_items(cursor: Cursor, opener: str, emit: Emit) -> Reading[bool]:
                 return False
             name = "".join(key).strip().replace(QUOTE, "").strip('"')
             emit(f"{json.dumps(name, ensure_ascii=False)}: ")
-        if not (yield from _read_value(cursor, emit)):
+        if not (yield from _read_value(cursor, emit, depth)):
             return False
     emit(closer)
     return True

@@ -71,18 +71,16 @@ class HarmonyFormat(ToolFormat):
             )
             calls.append(f"{lark.choice(map(lark.literal, heads))} {rule}")
         call = lark.rule(" | ".join(calls), "call")
-        # Several calls of one answer are written one after another.
-        body = f"{call} ( {more} {call} )*" if parallel else call
         call_end = f"( {lark.literal('<|call|>')} )?"
         channels = ["analysis"] if required else ["analysis", "commentary"]
         said = lark.choice(lark.literal(f"<|channel|>{name}<|message|>") for name in channels)
         before = f"( {said} {text} {more} )*"
         if required:
-            return lark.build(f"{before} {body} {call_end}")
+            return lark.build(f"{before} {call} {call_end}")
         answer = lark.choice(
             lark.literal(f"<|channel|>{name}<|message|>") for name in ("final", "commentary")
         )
-        return lark.build(f"{before} ( {body} {call_end} | {answer} {text} )")
+        return lark.build(f"{before} ( {call} {call_end} | {answer} {text} )")
 
     def read_output(
         self, cursor: Cursor, tools: Tools, output: Output, prompt: str
@@ -131,6 +129,7 @@ FORMAT = HarmonyFormat(
         ("<|call|>",),
         arguments=JsonArguments((",", ":")),
     ),
+    single=True,
 )
 
 

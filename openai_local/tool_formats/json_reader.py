@@ -119,6 +119,7 @@ class _Call:
     name: str | None = None
     id: str | None = None
     started: bool = False
+    nested: bool = False  # the members are those of its "function"
     early: list[str] = field(default_factory=list)  # arguments that came before the name
 
 
@@ -181,7 +182,8 @@ def _read_member(
     if key in (keys.id, "id") and first == '"':
         call.id = yield from _read_text(cursor)
         return call.id is not None
-    if key == "function" and first == "{":
+    if key == "function" and first == "{" and not call.nested:
+        call.nested = True
         return (yield from _read_members(cursor, keys, names, start, call))
     return (yield from read_json(cursor, lambda text: None))
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from openai_local.tool_formats.cursor import Marker, Slot
-from openai_local.tool_formats.schema import check_enforceable
+from openai_local.tool_formats.schema import SchemaUnsupported, check_enforceable
 
 _SLOTS = {Slot.ID: "/[A-Za-z0-9]{9}/", Slot.INDEX: "/[0-9]{1,4}/"}
 
@@ -131,6 +131,8 @@ class Lark:
         }
         if schema is True:
             schema = {}
+        if not isinstance(schema, Mapping):
+            raise SchemaUnsupported("not", reason="nothing is allowed")
         check_enforceable(json.dumps(schema, sort_keys=True))
         text = json.dumps({**schema, "x-guidance": options}, ensure_ascii=False)
         return self.rule(f"%json {text}", "json")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from openai_local.template_traits import NAME, Probe, tool, user
 from openai_local.tool_formats.arguments import as_json, quoting, sequence
-from openai_local.tool_formats.cursor import Cursor, Emit, Reading
+from openai_local.tool_formats.cursor import MAX_DEPTH, Cursor, Emit, Reading
 from openai_local.tool_formats.derive import render_call
 from openai_local.tool_formats.format import ToolFormat
 from openai_local.tool_formats.lark import Lark
@@ -116,21 +116,21 @@ def _written(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _read_value(cursor: Cursor, emit: Emit) -> Reading[bool]:
+def _read_value(cursor: Cursor, emit: Emit, depth: int = 0) -> Reading[bool]:
     """A Python literal, passed on as JSON."""
     yield from cursor.skip_space()
     first = yield from cursor.peek()
     if first and first in "\"'":
         return (yield from _read_string(cursor, emit))
     if first in _CLOSERS:
-        return (yield from _read_items(cursor, first, emit))
+        return depth < MAX_DEPTH and (yield from _read_items(cursor, first, emit, depth + 1))
     word = yield from cursor.word(_SCALAR)
     if word:
         emit(as_json(word, ALL_TYPES))
     return bool(word) and (yield from cursor.more())
 
 
-def _read_items(cursor: Cursor, opener: str, emit: Emit) -> Reading[bool]:
+def _read_items(cursor: Cursor, opener: str, emit: Emit, depth: int) -> Reading[bool]:
     cursor.pos += 1
     emit("{" if opener == "{" else "[")
     first = True
@@ -147,13 +147,13 @@ def _read_items(cursor: Cursor, opener: str, emit: Emit) -> Reading[bool]:
                 return True
             emit(", ")
         first = False
-        if not (yield from _read_value(cursor, emit)):
+        if not (yield from _read_value(cursor, emit, depth)):
             return False
         if opener == "{":
             if (yield from cursor.accept(":")) is None:
                 return False
             emit(": ")
-            if not (yield from _read_value(cursor, emit)):
+            if not (yield from _read_value(cursor, emit, depth)):
                 return False
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from openai_local.template_traits import NAME
 from openai_local.tool_formats.arguments import alternatives, as_json, quoting, sequence
-from openai_local.tool_formats.cursor import Cursor, Emit, Reading
+from openai_local.tool_formats.cursor import MAX_DEPTH, Cursor, Emit, Reading
 from openai_local.tool_formats.derive import render_call
 from openai_local.tool_formats.format import ToolFormat
 from openai_local.tool_formats.lark import Lark
@@ -17,6 +17,7 @@ from openai_local.tool_formats.layout import CallLayout
 from openai_local.tool_formats.schema import (
     SchemaUnsupported,
     check_keywords,
+    items_of,
     list_bounds,
     object_members,
     properties_of,
@@ -47,7 +48,7 @@ class NestedArguments:
         return _Notation(grammar, schema).members(schema)
 
     def read(self, cursor: Cursor, schema: Mapping[str, Any], emit: Emit) -> Reading[bool]:
-        return (yield from _read_members(cursor, schema, schema, emit))
+        return (yield from _Reader(cursor, schema, emit).members(schema, 0))
 
 
 FORMAT = ToolFormat(
@@ -136,73 +137,77 @@ class _Notation:
         return grammar.closed_text(text, close)
 
 
-def _read_members(
-    cursor: Cursor, schema: Any, root: Mapping[str, Any], emit: Emit
-) -> Reading[bool]:
-    properties = properties_of(schema, root)
-    emit("{")
-    first = True
-    while (yield from _at_tag(cursor)):
-        yield from cursor.accept(f"{MARK}<")
-        key: list[str] = []
-        if (yield from cursor.until([">"], key.append, _MAX_KEY)) is None:
-            return False
-        name = "".join(key)
-        emit(f"{'' if first else ', '}{json.dumps(name, ensure_ascii=False)}: ")
-        first = False
-        part = properties.get(name, {})
-        if not (yield from _read_value(cursor, part, root, f"{MARK}</{name}>", emit)):
-            return False
-    emit("}")
-    return True
+class _Reader:
+    """Reads the elements of one call, which has the schema ``root``."""
 
+    def __init__(self, cursor: Cursor, root: Mapping[str, Any], emit: Emit) -> None:
+        self._cursor = cursor
+        self._root = root
+        self._emit = emit
 
-def _at_tag(cursor: Cursor) -> Reading[bool]:
-    """Whether an element begins here; stays in place."""
-    place = cursor.mark()
-    found = (yield from cursor.accept(f"{MARK}<")) is not None
-    opens = found and (yield from cursor.peek()) not in ("/", "")
-    cursor.back(place)
-    return opens
+    def members(self, schema: Any, depth: int) -> Reading[bool]:
+        cursor, emit = self._cursor, self._emit
+        properties = properties_of(schema, self._root)
+        emit("{")
+        first = True
+        while (yield from self._at_tag()):
+            yield from cursor.accept(f"{MARK}<")
+            key: list[str] = []
+            if (yield from cursor.until([">"], key.append, _MAX_KEY)) is None:
+                return False
+            name = "".join(key)
+            emit(f"{'' if first else ', '}{json.dumps(name, ensure_ascii=False)}: ")
+            first = False
+            part = properties.get(name, {})
+            if not (yield from self._value(part, f"{MARK}</{name}>", depth + 1)):
+                return False
+        emit("}")
+        return True
 
-
-def _read_value(
-    cursor: Cursor, schema: Any, root: Mapping[str, Any], close: str, emit: Emit
-) -> Reading[bool]:
-    types = types_of(schema, root)
-    if types == {"string"}:
-        emit('"')
-        found = yield from cursor.until([close], quoting(emit))
-        if found is not None:
-            emit('"')
-        return found is not None
-    if types & {"object", "array"}:
+    def _at_tag(self) -> Reading[bool]:
+        """Whether an element begins here; stays in place."""
+        cursor = self._cursor
         place = cursor.mark()
-        items = (yield from cursor.accept(f"{MARK}<item>")) is not None
+        found = (yield from cursor.accept(f"{MARK}<")) is not None
+        opens = found and (yield from cursor.peek()) not in ("/", "")
         cursor.back(place)
-        if "array" in types and (items or "object" not in types):
-            whole = yield from _read_items(cursor, schema, root, emit)
-            return whole and (yield from cursor.accept(close)) is not None
-        if types == {"object"} or (yield from _at_tag(cursor)):
-            whole = yield from _read_members(cursor, schema, root, emit)
-            return whole and (yield from cursor.accept(close)) is not None
-    text: list[str] = []
-    found = yield from cursor.until([close], text.append)
-    emit(as_json("".join(text), types))
-    return found is not None
+        return opens
 
+    def _value(self, schema: Any, close: str, depth: int) -> Reading[bool]:
+        cursor, emit = self._cursor, self._emit
+        types = types_of(schema, self._root)
+        if types == {"string"}:
+            emit('"')
+            found = yield from cursor.until([close], quoting(emit))
+            if found is not None:
+                emit('"')
+            return found is not None
+        if types & {"object", "array"} and depth < MAX_DEPTH:
+            place = cursor.mark()
+            items = (yield from cursor.accept(f"{MARK}<item>")) is not None
+            cursor.back(place)
+            if "array" in types and (items or "object" not in types):
+                whole = yield from self._items(schema, depth)
+                return whole and (yield from cursor.accept(close)) is not None
+            if types == {"object"} or (yield from self._at_tag()):
+                whole = yield from self.members(schema, depth)
+                return whole and (yield from cursor.accept(close)) is not None
+        text: list[str] = []
+        found = yield from cursor.until([close], text.append)
+        emit(as_json("".join(text), types))
+        return found is not None
 
-def _read_items(cursor: Cursor, schema: Any, root: Mapping[str, Any], emit: Emit) -> Reading[bool]:
-    items = resolve(schema, root).get("items", {})
-    emit("[")
-    first = True
-    while (yield from _at_tag(cursor)):
-        if (yield from cursor.accept(f"{MARK}<item>")) is None:
-            return False
-        if not first:
-            emit(", ")
-        first = False
-        if not (yield from _read_value(cursor, items, root, f"{MARK}</item>", emit)):
-            return False
-    emit("]")
-    return True
+    def _items(self, schema: Any, depth: int) -> Reading[bool]:
+        item = items_of(schema, self._root)
+        self._emit("[")
+        first = True
+        while (yield from self._at_tag()):
+            if (yield from self._cursor.accept(f"{MARK}<item>")) is None:
+                return False
+            if not first:
+                self._emit(", ")
+            first = False
+            if not (yield from self._value(item, f"{MARK}</item>", depth + 1)):
+                return False
+        self._emit("]")
+        return True

@@ -57,8 +57,10 @@ class SchemaUnsupported(Exception):
 def parameters_of(tool: Mapping[str, Any]) -> dict[str, Any]:
     """The schema of a tool's arguments."""
     function: Mapping[str, Any] = tool.get("function", tool)
-    parameters: dict[str, Any] = function.get("parameters") or {}
-    return parameters or {"type": "object", "properties": {}, "additionalProperties": False}
+    parameters = function.get("parameters")
+    if parameters and isinstance(parameters, Mapping):
+        return dict(parameters)
+    return {"type": "object", "properties": {}, "additionalProperties": False}
 
 
 def name_of(tool: Mapping[str, Any]) -> str:
@@ -110,7 +112,7 @@ def types_of(schema: Any, root: Mapping[str, Any], depth: int = 0) -> frozenset[
     if isinstance(given, str):
         types &= {given}
     elif isinstance(given, list):
-        types &= frozenset(given)
+        types &= frozenset(kind for kind in given if isinstance(kind, str))
     if "integer" not in types and "number" in types:
         types |= {"integer"}
     if isinstance(schema.get("enum"), list):
@@ -121,7 +123,8 @@ def types_of(schema: Any, root: Mapping[str, Any], depth: int = 0) -> frozenset[
         if isinstance(schema.get(key), list):
             parts = [types_of(part, root, depth + 1) for part in schema[key]]
             types &= frozenset().union(*parts) if parts else types
-    for part in schema.get("allOf", ()):
+    all_of = schema.get("allOf")
+    for part in all_of if isinstance(all_of, list) else ():
         types &= types_of(part, root, depth + 1)
     return types
 
@@ -144,6 +147,14 @@ def properties_of(schema: Mapping[str, Any], root: Mapping[str, Any]) -> dict[st
     return dict(found) if isinstance(found, Mapping) else {}
 
 
+def items_of(schema: Any, root: Mapping[str, Any]) -> Any:
+    """The schema of a list's items, for those who read; any where it cannot be told."""
+    try:
+        return resolve(schema, root).get("items", {})
+    except SchemaUnsupported:
+        return {}
+
+
 def check_keywords(schema: Mapping[str, Any], known: frozenset[str]) -> None:
     """Raises SchemaUnsupported for the first keyword that is not in ``known``."""
     for keyword in schema:
@@ -160,8 +171,12 @@ def object_members(
     """
     schema = resolve(schema, root)
     check_keywords(schema, OBJECT)
-    properties = dict(schema.get("properties") or {})
-    required = schema.get("required") or []
+    properties, required = schema.get("properties") or {}, schema.get("required") or []
+    if not isinstance(properties, Mapping):
+        raise SchemaUnsupported("properties", reason="it is no object")
+    if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
+        raise SchemaUnsupported("required", reason="it is no list of names")
+    properties = dict(properties)
     others = schema.get("additionalProperties", True)
     for name in required:
         if name not in properties:
