@@ -262,7 +262,7 @@ class _Collector:
     def start(self, name: str, call_id: str | None) -> Emit:
         index = self.n_calls
         self.n_calls += 1
-        self._space, self.in_thought = "", False
+        self.in_thought = False
         self._deltas.append(ToolCallStart(index, name, call_id))
 
         def emit(text: str) -> None:

@@ -270,8 +270,7 @@ def _aligned(pieces: Sequence[Segment], text: str, control: re.Pattern[str]) -> 
     is_token = [control.fullmatch(part) is not None for part in parts]
     trusted = [not token for token in is_token]
     for a, b in _pairs([segment.text for segment in known], parts, is_token):
-        if known[a].text == parts[b]:
-            trusted[b] = known[a].trusted
+        trusted[b] = known[a].trusted
     yield from map(Segment, parts, trusted)
 
 

@@ -62,7 +62,7 @@ class ReasoningFormat:
         if not self.end:
             return Thought.NONE
         tail = prompt.rstrip()
-        if not self.start or tail.endswith(self.start):
+        if tail.endswith(self.start):
             return Thought.OPEN
         return Thought.NONE if tail.endswith(self.end) else Thought.MAYBE
 

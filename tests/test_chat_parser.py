@@ -14,7 +14,7 @@ from openai_local.chat_parser import ChatParser, ContentDelta, ToolCallArguments
 from openai_local.reasoning_format import ReasoningFormat
 from openai_local.tool_formats import ToolFormat, gemma, granite, harmony, hermes, lfm2, minimax_m3
 from openai_local.tool_formats.arguments import TaggedArguments
-from openai_local.tool_formats.cursor import Slot
+from openai_local.tool_formats.cursor import Cursor, Slot
 from openai_local.tool_formats.functionary import FORMAT as FUNCTIONARY
 from openai_local.tool_formats.json_reader import JsonKeys
 from openai_local.tool_formats.layout import CallLayout
@@ -136,6 +136,9 @@ OUTPUTS: list[tuple[str, ToolFormat, str, str, list[Any]]] = [
     ("told apart", DSML, '<calls>\n<invoke name="get_weather">\n<parameter name="city" '
      'string="true">Paris</parameter>\n<parameter name="more" string="false">[1]</parameter>\n'
      "</invoke>\n</calls>", "", [("get_weather", {"city": "Paris", "more": [1]})]),
+    ("told apart against the schema", DSML, '<calls>\n<invoke name="get_weather">\n<parameter '
+     'name="city" string="false">"Paris"</parameter>\n<parameter name="days" string="true">3'
+     "</parameter>\n</invoke>\n</calls>", "", [("get_weather", {"city": "Paris", "days": "3"})]),
     ("mistral", MISTRAL, '[TOOL_CALLS]get_weather[CALL_ID]abcDEF123[ARGS]{"city": "Paris"}'
      '[TOOL_CALLS]add[CALL_ID]abcDEF124[ARGS]{"numbers": [1, 2.5]}', "", [PARIS, SUM]),
     ("mistral of old", NEMO, '[TOOL_CALLS][{"name": "get_weather", "arguments": {"city": "Paris"},'
@@ -491,3 +494,34 @@ def test_a_schema_that_makes_no_sense_is_read_all_the_same() -> None:
             text = found.write([(name, {"a": ["x"], "b": 1, "c": {"d": 1}, "d": True})])
             message = parse_in_all_ways(text, tools=tools, tool_format=found)
             assert [called for called, _ in message.calls] == [name]
+
+
+@pytest.mark.parametrize(
+    ("markers", "text", "before", "found"),
+    [
+        (["<x>", "ab<x>y"], "zab<x>y", "z", "ab<x>y"),
+        (["<x>", "ab<x>y"], "zab<x>z", "zab", "<x>"),
+        (["<x>", "<x>y"], "z<x>y", "z", "<x>y"),
+        (["<x>", "<x>y"], "z<x>z", "z", "<x>"),
+        (["<x>", "<x>y"], "z<x>", "z", "<x>"),
+        (["aab"], "aaab", "a", "aab"),
+        (["<x>"], "z<x", "z<x", None),
+    ],
+)
+def test_the_first_and_longest_mark_is_found_however_it_comes(
+    markers: list[str], text: str, before: str, found: str | None
+) -> None:
+    for cuts in ([text], list(text), [text[:-1], text[-1:]]):
+        cursor, passed, results = Cursor(), [], []
+
+        def reading(cursor: Cursor, passed: list[str], results: list[Any]) -> Any:
+            results.append((yield from cursor.until(markers, passed.append)))
+
+        steps = reading(cursor, passed, results)
+        for part in cuts:
+            cursor.feed(part)
+            next(steps, None)
+        cursor.closed = True
+        for _ in steps:
+            pass
+        assert ("".join(passed), results) == (before, [found])

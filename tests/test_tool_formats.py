@@ -129,6 +129,11 @@ GOOD_AND_BAD: list[tuple[Any, list[str], list[str]]] = [
     ({"type": ["integer", "null"]}, ["3", "null"], ["a"]),
     ({"anyOf": [{"type": "integer"}, {"type": "string", "enum": ["all"]}]}, ["3", "all"], ["al"]),
     ({"enum": ["a", 1]}, ["a", "1"], ["2", "b"]),
+    ({"anyOf": [{"type": "string"}, {"type": "integer", "minimum": 5}]}, ["a", "a5"], ["3"]),
+    ({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "integer"}}]},
+     ["a", "[1, 2]", "a[b"], ["[b", '["a"]']),
+    ({"anyOf": [{"type": "string"}, {"type": "integer"}]}, ["a", "3"], []),
+    ({}, ["a", "3", '{"a": 1}', "[]", "{a"], []),
     ({"$ref": "#/$defs/n"}, ["3"], ["x"]),
     ({"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]},
      ['{"a": 1}'], ['{"b": 1}', '{"a": "x"}', "{}"]),
@@ -345,6 +350,14 @@ def test_what_is_written_is_taken_and_comes_back(found: ToolFormat, calls: list[
     if found.name not in ("mistral", "nemo"):
         assert taken == (text, True)
     assert parse(list(text), tool_format=found).objects == calls[:n]
+
+
+def test_calls_are_not_parallel_unless_they_may_be() -> None:
+    calls = HERMES.write([("add", {"numbers": [1]}), ("add", {"numbers": [2]})])
+    single = HERMES.write([("add", {"numbers": [1]})])
+    for required in (True, False):
+        assert matched(HERMES, TOOLS, calls, required=required, parallel=True) == (calls, True)
+        assert matched(HERMES, TOOLS, calls, required=required) == (single, True)
 
 
 def test_unused_names_are_not_called() -> None:

@@ -131,19 +131,15 @@ def read_json_call(
 ) -> Reading[bool | None]:
     """A call in an object, its members in any order, others skipped.
 
-    None, in place, where it is no call of one of ``names``; False where it is cut off.
+    None where it is no call of one of ``names``; False where it is cut off.
     """
-    place = cursor.mark()
     call = _Call()
     whole = yield from _read_members(cursor, keys, names, start, call)
     if not call.started and call.name is not None and whole:
         emit = start(call.name, call.id)
         call.started = True
         emit("".join(call.early) or "{}")
-    if not call.started:
-        cursor.back(place)
-        return None
-    return whole
+    return whole if call.started else None
 
 
 def _read_members(
