@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -179,3 +179,22 @@ def _wrappers(probe: Probe, found: ReasoningFormat | None) -> tuple[str, ...]:
     if not said or not _TAG.fullmatch(lead.strip()) or end is None:
         return ()
     return (lead.strip(), end.group())
+
+
+def reasoning_kwargs(effort: str, variables: Collection[str]) -> dict[str, Any]:
+    """A template's own names, of ``variables``, for OpenAI's ``reasoning_effort``.
+
+    Nothing where the template knows none of them.
+    """
+    thinks = effort != "none"
+    known = {
+        "enable_thinking": thinks,
+        "thinking": thinks,
+        "thinking_mode": "enabled" if thinks else "disabled",
+        "reasoning_effort": _EFFORTS.get(effort, effort),
+    }
+    return {name: value for name, value in known.items() if name in variables}
+
+
+# Templates know three; what is less or more than these is the least or the most.
+_EFFORTS = {"none": "low", "minimal": "low", "xhigh": "high", "max": "high"}
