@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from datetime import datetime
-from typing import Any, overload
+from typing import Any
 
 import jinja2
 import jinja2.meta
-import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
+from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
+from jinja2.visitor import NodeTransformer
 
 MAX_TEMPLATE_CHARS = 1 << 20
 MAX_PROMPT_CHARS = 64 << 20
@@ -41,10 +42,10 @@ class CompiledTemplate:
         environment = _Sandbox()
         try:
             tree = environment.parse(source)
-            self._code = environment.compile(tree)
-        except jinja2.TemplateError as error:
+            self.variables = frozenset(jinja2.meta.find_undeclared_variables(tree))
+            self._code = environment.compile(_Bounded().visit(tree))
+        except (jinja2.TemplateError, RecursionError) as error:
             raise TemplateError(f"the chat template does not compile: {error}") from None
-        self.variables = frozenset(jinja2.meta.find_undeclared_variables(tree))
 
     def render(self, context: Mapping[str, Any]) -> str:
         """Raises TemplateError, with the template's own words where it refused."""
@@ -68,16 +69,35 @@ class CompiledTemplate:
         return "".join(parts)
 
 
+class _Bounded(NodeTransformer):
+    """Has every round of a loop look at the clock, and every joined text at its size."""
+
+    def visit_For(self, node: nodes.For) -> nodes.Node:
+        self.generic_visit(node)
+        node.body.insert(0, nodes.ExprStmt(_call("check", [], node.lineno), lineno=node.lineno))
+        return node
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+        self.generic_visit(node)
+        return _call("join_texts", node.nodes, node.lineno)
+
+
+def _call(method: str, arguments: list[nodes.Expr], line: int) -> nodes.Call:
+    # An attribute of the environment is out of the template's reach.
+    function = nodes.EnvironmentAttribute(method, lineno=line)
+    return nodes.Call(function, arguments, [], None, None, lineno=line)
+
+
 class _GenerationTag(Extension):
     """``{% generation %}`` marks what the assistant says, for training; here it only scopes."""
 
     tags = {"generation"}
 
-    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+    def parse(self, parser: jinja2.parser.Parser) -> nodes.Node:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         call = self.call_method("_body")
-        return jinja2.nodes.CallBlock(call, [], [], body).set_lineno(line)
+        return nodes.CallBlock(call, [], [], body).set_lineno(line)
 
     def _body(self, caller: Any) -> Any:
         return caller()
@@ -86,7 +106,7 @@ class _GenerationTag(Extension):
 class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
     """Bounds what a template can cost as well as what it can touch."""
 
-    intercepted_binops = frozenset(["*", "**"])
+    intercepted_binops = frozenset(["*", "**", "+"])
     deadline = float("inf")
 
     def __init__(self) -> None:
@@ -95,7 +115,6 @@ class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         )
         self._protected: set[int] = set()
         self.globals.update(
-            range=lambda *args: _BoundedRange(self, range(*args)),
             raise_exception=_raise_exception,
             strftime_now=lambda form: datetime.now().strftime(form),
         )
@@ -104,6 +123,12 @@ class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
     def check(self) -> None:
         if time.monotonic() > self.deadline:
             raise TemplateError(f"the chat template ran for more than {MAX_RENDER_S:.0f} s")
+
+    def join_texts(self, *values: Any) -> str:
+        texts = list(map(str, values))
+        if sum(map(len, texts)) > MAX_PROMPT_CHARS:
+            raise TemplateError("the chat template makes too large a value")
+        return "".join(texts)
 
     def protect(self, value: Any) -> None:
         """Lists within ``value`` stay as they are. The caller keeps it alive."""
@@ -128,38 +153,16 @@ class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         sizes = [len(side) for side in (left, right) if isinstance(side, (str, list, tuple))]
-        if sizes or operator == "**":
+        if operator == "+":
+            size, most = sum(sizes), MAX_PROMPT_CHARS
+        else:
             counts = [abs(side) for side in (left, right) if isinstance(side, int)]
-            if max(sizes, default=1) * max(counts, default=1) > MAX_TEMPLATE_CHARS:
-                raise TemplateError("the chat template makes too large a value")
+            bounded = sizes or operator == "**"
+            size = max(sizes, default=1) * max(counts, default=1) if bounded else 0
+            most = MAX_TEMPLATE_CHARS
+        if size > most:
+            raise TemplateError("the chat template makes too large a value")
         return super().call_binop(context, operator, left, right)
-
-
-class _BoundedRange(Sequence[int]):
-    """A range whose every step looks at the clock."""
-
-    def __init__(self, environment: _Sandbox, numbers: range) -> None:
-        self._environment = environment
-        self._numbers = numbers
-
-    def __iter__(self) -> Iterator[int]:
-        for number in self._numbers:
-            self._environment.check()
-            yield number
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    def __contains__(self, number: object) -> bool:
-        return number in self._numbers
-
-    @overload
-    def __getitem__(self, at: int) -> int: ...
-    @overload
-    def __getitem__(self, at: slice) -> _BoundedRange: ...
-    def __getitem__(self, at: int | slice) -> int | _BoundedRange:
-        found = self._numbers[at]
-        return found if isinstance(found, int) else _BoundedRange(self._environment, found)
 
 
 def _raise_exception(message: str) -> None:

@@ -110,6 +110,10 @@ def probe_traits(template: Renderer) -> TemplateTraits:
     as_text = probe.has([USER], [user()])
     tools = probe.has([NAME, KEY], [user()], [tool(NAME)])
     bare = probe.has([NAME, KEY], [user()], [tool(NAME, False)])
+    calls = _call_traits(probe, [user()])
+    if not calls["tool_calls"]:
+        alone = _call_traits(probe, [])
+        calls = alone if alone["tool_calls"] else calls
     return TemplateTraits(
         system_role=probe.has([ANSWER, USER], [{"role": "system", "content": ANSWER}, user()]),
         developer_role=_knows_role(probe, "developer"),
@@ -119,7 +123,7 @@ def probe_traits(template: Renderer) -> TemplateTraits:
         tools_must_be_listed=listed,
         tools_need_descriptions=tools and not bare,
         thought_parts=_has_thought_parts(probe),
-        **_call_traits(probe),
+        **calls,
     )
 
 
@@ -139,8 +143,9 @@ def _knows_role(probe: Probe, role: str) -> bool:
     return ANSWER in known and USER in known and known.replace(role, "qzrole") != other
 
 
-def _call_traits(probe: Probe) -> dict[str, Any]:
-    empty, arguments, ids = _call_shape(probe)
+def _call_traits(probe: Probe, turn: list[Message]) -> dict[str, Any]:
+    """What becomes of calls that answer ``turn``."""
+    empty, arguments, ids = _call_shape(probe, turn)
 
     def calls(*names: str, **fields: Any) -> Message:
         made = [call(name, arguments, ids + "ab"[i]) for i, name in enumerate(names)]
@@ -149,25 +154,23 @@ def _call_traits(probe: Probe) -> dict[str, Any]:
         return assistant(fields.pop("content", empty), made, **fields)
 
     tools = [tool(NAME), tool(ANSWER)]
-    known = probe.has([NAME, VALUE], [user(), calls(NAME)], tools)
+    known = probe.has([NAME, VALUE], [*turn, calls(NAME)], tools)
     result = {"role": "tool", "tool_call_id": ids + "a", "content": RESULT}
-    after = [user(), calls(NAME)] if known else [user(), {"role": "assistant", "content": ANSWER}]
+    after = [*turn, calls(NAME)] if known else [*turn, {"role": "assistant", "content": ANSWER}]
     thoughts = {"reasoning_content": THOUGHT, "thinking": THOUGHT}
     return {
         "tool_calls": known,
-        "parallel_tool_calls": probe.has([VALUE, RESULT], [user(), calls(NAME, ANSWER)], tools),
+        "parallel_tool_calls": probe.has([VALUE, RESULT], [*turn, calls(NAME, ANSWER)], tools),
         "arguments_as_text": isinstance(arguments, str),
-        "content_beside_calls": probe.has(
-            [VALUE, SAID], [user(), calls(NAME, content=SAID)], tools
-        ),
+        "content_beside_calls": probe.has([VALUE, SAID], [*turn, calls(NAME, content=SAID)], tools),
         "thought_beside_content": probe.has(
-            [VALUE, SAID], [user(), calls(NAME, content=SAID, **thoughts)], tools
+            [VALUE, SAID], [*turn, calls(NAME, content=SAID, **thoughts)], tools
         ),
         "thought_beside_calls": probe.has(
-            [VALUE, THOUGHT], [user(), calls(NAME, **thoughts)], tools
+            [VALUE, THOUGHT], [*turn, calls(NAME, **thoughts)], tools
         ),
         "content_before_calls": probe.has(
-            [VALUE, SAID], [user(), {"role": "assistant", "content": SAID}, calls(NAME)], tools
+            [VALUE, SAID], [*turn, {"role": "assistant", "content": SAID}, calls(NAME)], tools
         ),
         "empty_content": empty,
         "short_ids": len(ids) < 10,
@@ -200,7 +203,7 @@ def assistant(content: str | None, calls: list[Any], **fields: Any) -> Message:
     return message
 
 
-def _call_shape(probe: Probe) -> tuple[str | None, Any, str]:
+def _call_shape(probe: Probe, turn: list[Message]) -> tuple[str | None, Any, str]:
     """The empty content, the arguments and the id with which a call is rendered best."""
     shapes: list[tuple[str | None, Any, str]] = [
         (empty, arguments, ids)
@@ -211,7 +214,7 @@ def _call_shape(probe: Probe) -> tuple[str | None, Any, str]:
     best, best_cost = shapes[0], (True, True, True, True, 1 << 30)
     for shape in shapes:
         empty, arguments, ids = shape
-        text = probe.render([user(), assistant(empty, [call(NAME, arguments, ids + "a")])],
+        text = probe.render([*turn, assistant(empty, [call(NAME, arguments, ids + "a")])],
                             [tool(NAME), tool(RESULT)])  # fmt: skip
         cost = (
             not (NAME in text and VALUE in text),

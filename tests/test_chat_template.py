@@ -48,6 +48,13 @@ def test_the_templates_own_refusal_is_told() -> None:
         "{{ 9 ** 9 ** 9 }}",
         "{% for a in range(10 ** 9) %}{% for b in range(10 ** 9) %}{% endfor %}{% endfor %}",
         "{{ messages.append(1) }}",
+        "{% set l = ('a' * 999) | list %}" + "{% for a in l %}" * 5 + "{% endfor %}" * 5,
+        "{% set n = namespace(s='a') %}{% for a in range(99) %}{% set n.s = n.s + n.s %}"
+        "{% endfor %}",
+        "{% set n = namespace(s='a') %}{% for a in range(99) %}{% set n.s = n.s ~ n.s %}"
+        "{% endfor %}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}",
     ],
 )
 def test_a_hostile_template_is_stopped(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,6 +97,10 @@ def test_a_template_may_change_lists_of_its_own_but_not_the_messages() -> None:
         ("{{ [1, 2] | tojson(separators=(',', ':')) }}", "[1,2]"),
         ("{{ [1] | tojson(indent=2) }}", "[\n  1\n]"),
         ("{{ messages | map(attribute='role') | tojson }}", '["user"]'),
+        ("{{ 1 ~ 'a' ~ none ~ [1] ~ 1.0 }}", "1aNone[1]1.0"),
+        ("{% for a in [] %}x{% else %}y{% endfor %}", "y"),
+        ("{% for a in [1, 2] %}{{ loop.index }}{% endfor %}", "12"),
+        ("{{ [1] + [2] }}{{ 'a' + 'b' }}{{ 1 + 2 }}", "[1, 2]ab3"),
         ("{% generation %}a{% endgeneration %}b", "ab"),
         ("{% for i in range(5) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}", "01"),
         ("{{ range(4)[::-1] | list }}{{ range(3) | length }}{{ 2 in range(3) }}",

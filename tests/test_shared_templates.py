@@ -136,6 +136,7 @@ def test_a_prompt_has_in_it_all_that_was_said(name: str) -> None:
     for said in ("Be brief.", "warmer in Paris", "get_weather", "numbers", "result-0", "result-1"):
         assert said in prompt.text
     assert prompt.text.count("2.5") >= 3, "the second call is there, too"
+    assert "I look." in template.render(CONVERSATIONS["words"][0], tools=TOOLS).text
 
 
 @each_template
