@@ -19,6 +19,7 @@ from openai_local.chat_deltas import (
 from openai_local.reasoning_format import ReasoningFormat, Thought
 from openai_local.tool_formats.cursor import Cursor, Emit, Reading
 from openai_local.tool_formats.format import ToolFormat
+from openai_local.tool_formats.output import OutputFormat
 from openai_local.tool_formats.schema import name_of, parameters_of
 
 __all__ = [
@@ -63,9 +64,9 @@ class ChatParser:
         self._prompt = prompt
         self._cursor = Cursor()
         self._out = _Collector(self._cursor)
-        reads_all = hasattr(tool_format, "read_output")
-        plain = not reads_all and reasoning is None and not (self._tools and tool_format)
-        self._reading = None if plain else self._read(reads_all)
+        whole = tool_format if isinstance(tool_format, OutputFormat) else None
+        plain = whole is None and reasoning is None and not (self._tools and tool_format)
+        self._reading = None if plain else self._read(whole)
         if self._reading is not None:
             next(self._reading, None)
 
@@ -102,13 +103,11 @@ class ChatParser:
             pass
         return self._out.take()
 
-    def _read(self, reads_all: bool) -> Reading[None]:
-        cursor, out, reasoning = self._cursor, self._out, self._reasoning
-        if reads_all:
-            assert self._format is not None, "it is the format that reads"
-            out.trims = False
-            yield from self._format.read_output(cursor, self._tools, out, self._prompt)  # type: ignore[attr-defined]
+    def _read(self, whole: OutputFormat | None) -> Reading[None]:
+        if whole is not None:
+            yield from whole.read_output(self._cursor, self._tools, self._out, self._prompt)
             return
+        reasoning = self._reasoning
         thought = False
         if reasoning is not None and reasoning.end:
             thought = yield from self._read_beginning(reasoning)

@@ -359,7 +359,7 @@ def test_harmony_in_all_its_channels() -> None:
 
 
 def test_harmony_without_headers_is_text() -> None:
-    for text in ("Yes. It is so.", "<|channel|>final", "x" * 2000):
+    for text in (" Yes. It is so.", "<|channel|>final", "a<|message|>b", "x" * 2000):
         assert parse_in_all_ways(text[:40], tool_format=harmony.FORMAT).content == text[:40]
         assert parse(list(text), tool_format=harmony.FORMAT).content == text
 

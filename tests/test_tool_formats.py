@@ -114,6 +114,8 @@ GOOD_AND_BAD: list[tuple[Any, list[str], list[str]]] = [
     ({"type": "string"}, ["a", "<b>\n", "", "漢", "3", "null"], []),
     ({"type": "string", "enum": ["a", "ab"]}, ["a", "ab"], ["b", "abc", ""]),
     ({"type": "string", "const": "a"}, ["a"], ["b"]),
+    ({"type": "string", "enum": ["\\", '"', "\x01", "\U0001f600", "a\nb"]},
+     ["\\", '"', "\x01", "\U0001f600", "a\nb"], ["/"]),
     ({"type": "string", "minLength": 2, "maxLength": 3}, ["aé", "abc"], ["a", "abcd"]),
     ({"type": "string", "pattern": "^[a-c]+$"}, ["abc"], ["abd", ""]),
     ({"type": "string", "pattern": "b"}, ["abc", "b"], ["acd"]),
@@ -364,3 +366,13 @@ def test_unused_names_are_not_called() -> None:
     grammar = HERMES.grammar([WEATHER], required=True, parallel=False)
     taken, _ = Matcher().matched(grammar, HERMES.write([("add", {"numbers": [1]})]))
     assert taken == '<tool_call>\n{"name": "'
+
+
+def test_arguments_are_an_object_of_the_members_that_are_named() -> None:
+    for parameters in ({"properties": {"a": {"type": "integer"}}}, {"type": "object"}):
+        tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+        call = '<tool_call>\n{"name": "f", "arguments": %s}\n</tool_call>'
+        assert matched(HERMES, tools, call % '{"a": 1}') == (call % '{"a": 1}', True)
+        assert not matched(HERMES, tools, call % "[1]")[1]
+        made_up = matched(HERMES, tools, call % '{"b": 1}')[1]
+        assert made_up is ("properties" not in parameters)

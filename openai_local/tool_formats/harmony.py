@@ -89,9 +89,8 @@ class HarmonyFormat(ToolFormat):
         header, within, _ = turn.rpartition("<|message|>")
         while True:
             if not within:
-                header, found = yield from self._header(cursor)
-                if not found:
-                    output.content(header)
+                header = yield from self._header(cursor, output)
+                if not header:
                     yield from cursor.until(_ENDS[:3], output.content)
                     if not (yield from cursor.more()):
                         return
@@ -112,13 +111,16 @@ class HarmonyFormat(ToolFormat):
             if not (yield from cursor.more()):
                 return
 
-    def _header(self, cursor: Cursor) -> Reading[tuple[str, bool]]:
-        """What is before ``<|message|>``; or text that is no header."""
-        yield from cursor.skip_space()
+    def _header(self, cursor: Cursor, output: Output) -> Reading[str]:
+        """What is before ``<|message|>``. Text that is no header is passed on as content."""
+        place = cursor.mark()
         parts: list[str] = []
         found = yield from cursor.until(["<|message|>"], parts.append, _MAX_HEADER)
         header = "".join(parts)
-        return header, found is not None and _HEADER.match(header) is not None
+        if found is not None and _HEADER.match(header):
+            return header
+        output.content(cursor.since(place))
+        return ""
 
 
 FORMAT = HarmonyFormat(

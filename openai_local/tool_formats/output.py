@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from openai_local.tool_formats.cursor import Cursor, Emit, Reading
 
@@ -20,6 +20,7 @@ class Output(Protocol):
     def start(self, name: str, call_id: str | None) -> Emit: ...
 
 
+@runtime_checkable
 class OutputFormat(Protocol):
     """A format whose content and thoughts are marked, too, and not the calls alone."""
 

@@ -55,12 +55,20 @@ class SchemaUnsupported(Exception):
 
 
 def parameters_of(tool: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema of a tool's arguments."""
+    """The schema of a tool's arguments: an object, of the members that are named, if any are."""
     function: Mapping[str, Any] = tool.get("function", tool)
     parameters = function.get("parameters")
-    if parameters and isinstance(parameters, Mapping):
-        return dict(parameters)
-    return {"type": "object", "properties": {}, "additionalProperties": False}
+    if not parameters or not isinstance(parameters, Mapping):
+        return {"type": "object", "properties": {}, "additionalProperties": False}
+    schema = {"type": "object", **parameters}
+    named, required = schema.get("properties"), schema.get("required") or []
+    others = {"additionalProperties", "unevaluatedProperties", "patternProperties", "$ref"}
+    others |= {"anyOf", "allOf", "oneOf", "minProperties"}
+    if isinstance(named, Mapping) and isinstance(required, list) and not others & set(schema):
+        if all(isinstance(name, str) and name in named for name in required):
+            # Without this a model may go on with members of names that it makes up.
+            schema["additionalProperties"] = False
+    return schema
 
 
 def name_of(tool: Mapping[str, Any]) -> str:
