@@ -1,0 +1,234 @@
+"""A model's way to call tools: writes calls, binds them by a grammar, reads them back."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from openai_local.reasoning_format import ReasoningFormat, Thought
+from openai_local.tool_formats.cursor import Cursor, Emit, Marker, Reading, Slot
+from openai_local.tool_formats.free_text import FreeText
+from openai_local.tool_formats.json_reader import read_json_call
+from openai_local.tool_formats.lark import Lark
+from openai_local.tool_formats.layout import Call, CallLayout
+from openai_local.tool_formats.output import Tools
+from openai_local.tool_formats.schema import SchemaUnsupported, name_of, parameters_of
+
+_TAG = re.compile(r"<[^<>\s]+>|\[/?[A-Z][A-Z_]*\]")
+_NAME = re.compile(r"[A-Za-z0-9_.-]")
+
+Start = Callable[[str, str | None], Emit]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolFormat:
+    """The calls of most models: a :class:`CallLayout` behind some text or none."""
+
+    name: str
+    layout: CallLayout
+    prefixes: tuple[str, ...] = ()  # what may stand before the calls, such as <|python_tag|>
+    end: str = ""  # the token that ends a turn, where it does not end the generation
+    single: bool = False  # one call a message is all that the template renders
+
+    @property
+    def lead(self) -> Marker:
+        """What is before the name of the first call."""
+        return _joined((self.layout.open, *self.layout.call_open))
+
+    @property
+    def trigger(self) -> str:
+        """The beginning of a call: from there on nothing else is meant."""
+        first = next((piece for piece in self.lead if isinstance(piece, str)), "")
+        tags = list(_TAG.finditer(first))
+        if not tags or first[: tags[0].start()].strip():
+            return self.layout.open.strip() or first.strip()
+        # A mark that ends an answer, too, is no sign of a call yet.
+        last = 1 if self.end.strip() and tags[0].group() == self.end.strip() else 0
+        return first[: tags[last].end()].strip() if len(tags) > last else first.strip()
+
+    @property
+    def triggers(self) -> tuple[str, ...]:
+        """Texts at which calls are looked for."""
+        return (*self.prefixes, self.trigger)
+
+    @property
+    def alone(self) -> bool:
+        """Whether calls have no mark of their own, and so are the whole answer."""
+        return self.trigger.startswith("{")
+
+    @property
+    def markers(self) -> Iterator[str]:
+        """Every text of the format that may be, or have in it, a control token."""
+        yield from (*self.layout.markers, *self.prefixes, self.end)
+
+    def write(self, calls: Sequence[Call], ids: Sequence[str] = ()) -> str:
+        """``calls`` in the model's syntax."""
+        return self.layout.write(calls, ids)
+
+    def describe(self, tools: Sequence[Mapping[str, Any]]) -> str:
+        """Tools for a system prompt, where the template has no place for them."""
+        shown = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
+        example = self.write([("name-of-the-function", {"name-of-an-argument": "its value"})])
+        return (
+            "# Tools\n\nYou may call functions to help with what the user asks. "
+            f"These are their signatures:\n<tools>\n{shown}\n</tools>\n\n"
+            f"To call a function, write its name and its arguments like this:\n{example}"
+        )
+
+    def grammar(
+        self,
+        tools: Sequence[Mapping[str, Any]],
+        *,
+        required: bool,
+        parallel: bool,
+        special: Mapping[str, int] | None = None,
+        reasoning: ReasoningFormat | None = None,
+        thought: Thought = Thought.NONE,
+    ) -> str:
+        """A Lark grammar of llguidance for what the model may write.
+
+        With ``required`` that is a call of one of ``tools``, or several if ``parallel`` and the
+        model can; else any text, which at the beginning of a call becomes one. ``special`` maps
+        the texts of tokens that the grammar's tokenizer holds as special to their ids.
+
+        Raises SchemaUnsupported.
+        """
+        lark = Lark(special)
+        parallel = parallel and not self.single
+        trigger = "" if self.alone else self.trigger
+        first = self._calls(lark, tools, parallel, _without(self.lead, trigger))
+        before = FreeText(lark, reasoning, thought)
+        if self.alone:
+            prefixes = lark.choice([*map(lark.literal, self.prefixes), '""'])
+            first = f"{prefixes} {first}"
+
+        def answer(unlike: Sequence[str]) -> str:
+            """Text, or calls behind it."""
+            if self.alone:
+                call = r'\s*\{\s*"(name|type|function)"(?s:.*)'
+                marked = [begun for text in self.prefixes if (begun := lark.begins(text))]
+                return f"( {first} | {before.text([*unlike, call, *marked])} )"
+            section = lark.rule(f"{before.up_to(trigger, unlike)} {first}", "section")
+            text = before.text(unlike)
+            if not parallel:
+                return f"( {section} | {text} )"
+            more = lark.rule(f"{before.up_to(trigger, ())} {first}", "section")
+            return f"( {section} ( {more} )* {before.text(())} | {text} )"
+
+        if required:
+            body = before.then(f"{lark.literal(trigger)} {first}")
+        else:
+            body = before.or_then(answer)
+        end = f" ({lark.literal(self.end)})?" if lark.is_special(self.end) else ""
+        return lark.build(body + end)
+
+    def _calls(
+        self, lark: Lark, tools: Sequence[Mapping[str, Any]], parallel: bool, first: Marker
+    ) -> str:
+        """Calls, the first of which lacks its beginning."""
+        layout = self.layout
+        arguments = {name_of(tool): arguments_rule(lark, layout, tool) for tool in tools}
+
+        def calls(lead: Marker) -> str:
+            return lark.rule(
+                " | ".join(
+                    f"{lark.literal(_joined((*lead, name, *layout.close_name)))} {rule} "
+                    f"{lark.literal(layout.call_close)}"
+                    for name, rule in arguments.items()
+                ),
+                "call",
+            )
+
+        body = calls(first)
+        if parallel:
+            more = calls(_joined((layout.separator, *layout.call_open)))
+            body = f"{body} ( {more} )*"
+        return lark.rule(f"{body} {lark.literal(layout.close)}".rstrip(), "calls")
+
+    def read(self, cursor: Cursor, tools: Tools, start: Start) -> Reading[bool]:
+        """Read calls at the cursor, which is at a trigger; False, in place, if there is none."""
+        place = cursor.mark()
+        for prefix in self.prefixes:
+            if (yield from cursor.accept(prefix)) is not None:
+                break
+        if self.layout.open.strip() and (yield from cursor.accept(self.layout.open)) is None:
+            cursor.back(place)
+            return False
+        n_calls = 0
+        while True:
+            between = cursor.mark()
+            if n_calls:
+                yield from cursor.accept(self.layout.separator)
+            found = yield from self._read_call(cursor, tools, start)
+            if found is None:
+                cursor.back(between if n_calls else place)
+                break
+            n_calls += 1
+            if not found:
+                return True
+        if n_calls and self.layout.close.strip():
+            yield from cursor.accept(self.layout.close)
+        return n_calls > 0
+
+    def _read_call(self, cursor: Cursor, tools: Tools, start: Start) -> Reading[bool | None]:
+        """None, in place, where there is no call; False where it is cut off."""
+        layout = self.layout
+        place = cursor.mark()
+        if layout.keys is not None:
+            if (yield from cursor.accept(layout.before_object)) is None:
+                return None
+            found = yield from read_json_call(cursor, layout.keys, tools, start)
+            if found is None:
+                cursor.back(place)
+            elif found:
+                yield from cursor.accept(layout.after_object)
+            return found
+        slots = yield from cursor.accept(layout.call_open)
+        name = "" if slots is None else (yield from read_name(cursor))
+        more = (yield from cursor.accept(layout.close_name)) if name in tools else None
+        if slots is None or more is None:
+            cursor.back(place)
+            return None
+        emit = start(name, {**slots, **more}.get(Slot.ID))
+        if not (yield from layout.arguments.read(cursor, tools[name], emit)):
+            return False
+        yield from cursor.accept(layout.call_close)
+        return True
+
+
+def arguments_rule(lark: Lark, layout: CallLayout, tool: Mapping[str, Any]) -> str:
+    """The rule of a tool's arguments. Raises SchemaUnsupported that names the tool."""
+    try:
+        return lark.rule(layout.arguments.rule(lark, parameters_of(tool)), "arguments")
+    except SchemaUnsupported as error:
+        raise SchemaUnsupported(error.keyword, name_of(tool), error.reason) from None
+    except RecursionError:
+        reason = "it is nested too deeply"
+        raise SchemaUnsupported("parameters", name_of(tool), reason) from None
+
+
+def read_name(cursor: Cursor) -> Reading[str]:
+    return (yield from cursor.word(_NAME))
+
+
+def _joined(marker: Marker) -> Marker:
+    joined: list[str | Slot] = []
+    for piece in marker:
+        if isinstance(piece, str) and joined and isinstance(joined[-1], str):
+            joined[-1] += piece
+        elif piece:
+            joined.append(piece)
+    return tuple(joined)
+
+
+def _without(marker: Marker, start: str) -> Marker:
+    """``marker`` without its beginning."""
+    if not start:
+        return marker
+    first = marker[0]
+    assert isinstance(first, str) and start in first, "a trigger begins its marker"
+    rest = first[first.index(start) + len(start) :]
+    return (rest, *marker[1:]) if rest else marker[1:]
