@@ -527,7 +527,10 @@ class EngineCore:
         vocabulary, text_so_far = self._backend.vocabulary, sequence.detokenizer
         n_decoded = text_so_far.n_decoded
         ends = sequence.ends(token, vocabulary.is_eog(token))
-        text, reason = sequence.accept(token, vocabulary.piece(token), ends)
+        piece = vocabulary.piece(token)
+        if token in sequence.request.visible_tokens:
+            piece = piece or vocabulary.name(token).encode()
+        text, reason = sequence.accept(token, piece, ends)
         if sequence.sampler.done and reason != "stop":
             # Complete: that the tokens are used up, too, cut nothing off.
             text, reason = text + text_so_far.finish(), "stop"
@@ -536,7 +539,8 @@ class EngineCore:
         )
         self._counters.completion_tokens_total += 1
         if text or logprobs:
-            self._outbox.append((sequence.sink, TextDelta(text, logprobs, sequence.timings())))
+            delta = TextDelta(text, logprobs, sequence.timings(), sequence.take_untold())
+            self._outbox.append((sequence.sink, delta))
         return reason
 
     def _read_prompt(self, sequence: Sequence, rows: Floats) -> bool:

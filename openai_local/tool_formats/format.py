@@ -32,6 +32,7 @@ class ToolFormat:
     prefixes: tuple[str, ...] = ()  # what may stand before the calls, such as <|python_tag|>
     end: str = ""  # the token that ends a turn, where it does not end the generation
     single: bool = False  # one call a message is all that the template renders
+    answer: str = ""  # what is before an answer, where that is always marked
 
     @property
     def lead(self) -> Marker:

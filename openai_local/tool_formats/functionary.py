@@ -76,7 +76,7 @@ class FunctionaryFormat(ToolFormat):
 
 
 FORMAT = FunctionaryFormat(
-    "functionary", CallLayout((">>>",), ("\n",), ()), end="<|eot_id|>"
+    "functionary", CallLayout((">>>",), ("\n",), ()), end="<|eot_id|>", answer=f"{_ALL}\n"
 )  # fmt: skip
 
 

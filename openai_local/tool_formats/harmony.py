@@ -132,6 +132,7 @@ FORMAT = HarmonyFormat(
         arguments=JsonArguments((",", ":")),
     ),
     single=True,
+    answer="<|channel|>final<|message|>",
 )
 
 
