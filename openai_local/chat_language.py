@@ -50,17 +50,18 @@ class ChatLanguage:
         required: bool,
         parallel: bool,
         thought: Thought,
+        answer: Mapping[str, Any] | None,
     ) -> str:
         """As ToolFormat.grammar, kept for the next request. Raises SchemaUnsupported."""
         assert self.tool_format is not None, "without calls there is no grammar of them"
-        key = json.dumps([tools, required, parallel, thought.value])
+        key = json.dumps([tools, required, parallel, thought.value, answer])
         with self._lock:
             if key in self._grammars:
                 self._grammars.move_to_end(key)
                 return self._grammars[key]
         grammar = self.tool_format.grammar(
             tools, required=required, parallel=parallel, special=self._special,
-            reasoning=self.reasoning, thought=thought,
+            reasoning=self.reasoning, thought=thought, answer=answer,
         )  # fmt: skip
         with self._lock:
             self._grammars[key] = grammar

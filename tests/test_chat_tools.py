@@ -253,6 +253,38 @@ async def test_a_custom_tool_with_a_regex_is_bound_to_it() -> None:
     assert len(call["custom"]["input"]) == 3 and call["custom"]["input"].isdigit()
 
 
+SKY = {
+    "type": "object", "properties": {"sky": {"enum": ["blue", "grey"]}}, "required": ["sky"],
+    "additionalProperties": False,
+}  # fmt: skip
+FORMAT = {"type": "json_schema", "json_schema": {"name": "sky", "schema": SKY}}
+
+
+@pytest.mark.parametrize("template", [HERMES, PLAIN, TAGGED])
+async def test_beside_a_response_format_it_calls_or_answers_in_that(template: str) -> None:
+    calls = await ask(says(CALLS[template], template), response_format=FORMAT)
+    answers = await ask(says('{"sky": "grey"}', template), response_format=FORMAT)
+    must = await ask(
+        says(CALLS[template], template), response_format=FORMAT, tool_choice="required"
+    )
+    assert calls["message"]["tool_calls"][0]["function"]["name"] == "get_weather"
+    assert (answers["message"]["content"], answers["finish_reason"]) == ('{"sky": "grey"}', "stop")
+    assert must["finish_reason"] == "tool_calls"
+    talks = await ask(says("It is a nice day", template), response_format=FORMAT, max_tokens=300)
+    if talks["finish_reason"] == "stop":
+        assert json.loads(talks["message"]["content"])["sky"] in ("blue", "grey")
+    else:
+        assert talks["message"]["content"] in (None, '{"sky": "')
+
+
+async def test_calls_that_are_json_stand_beside_a_format_only_if_one_must_come() -> None:
+    async with serving(says(CALLS[LLAMA], LLAMA)) as client:
+        auto = await client.post(PATH, json=body(response_format=FORMAT))
+        must = await client.post(PATH, json=body(response_format=FORMAT, tool_choice="required"))
+    assert (auto.status_code, auto.json()["error"]["param"]) == (400, "response_format")
+    assert must.json()["choices"][0]["finish_reason"] == "tool_calls"
+
+
 def function(name: str = "f", **fields: Any) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, **fields}}
 
@@ -288,7 +320,8 @@ _LARK = {"type": "grammar", "grammar": {"syntax": "lark", "definition": 'start: 
         ({"functions": [{"name": "f"}]}, "functions"),
         ({"tools": None, "functions": [{"name": "f"}], "function_call": {"name": "g"}},
          "function_call.name"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"grammar": 'root ::= "a"'}, "grammar"),
+        ({"response_format": {"type": "json_object", "schema": _BAD}}, "response_format.schema"),
     ],
 )  # fmt: skip
 async def test_what_is_wrong_with_tools_is_refused_by_its_path(

@@ -48,7 +48,7 @@ def anyio_backend() -> str:
 
 @asynccontextmanager
 async def client_of(model: Path) -> AsyncIterator[openai.AsyncOpenAI]:
-    app = openai_local.app(model, n_ctx=2048, n_parallel=4)
+    app = openai_local.app(model, model_id="smollm2", n_ctx=2048, n_parallel=4)
     async with app.lifespan():
         transport = httpx.ASGITransport(app, raise_app_exceptions=True)
         http = httpx.AsyncClient(transport=transport)
@@ -61,7 +61,7 @@ async def client_of(model: Path) -> AsyncIterator[openai.AsyncOpenAI]:
 def fields(name: str, **more: Any) -> dict[str, Any]:
     said = f"Use the tool {name}, please."
     return {
-        "model": "SmolLM2-135M-Instruct.Q4_1",
+        "model": "smollm2",
         "messages": [{"role": "user", "content": said}],
         "max_tokens": 200,
         "seed": 1,

@@ -61,7 +61,7 @@ async def create(services: Services, request: Request) -> ASGIApp:
         "priority": PRIORITIES[body.tier()],
         "visible_tokens": plan.visible,
     }
-    if plan.asked is not None:
+    if plan.bound is not None:
         more["constraint"] = await plan.compiled(request, model.engine)
     choices = Choices(
         model.engine,

@@ -15,7 +15,7 @@ from openai_local.engine import CompiledConstraint, Constraint, Engine, InvalidC
 from openai_local.reasoning_format import ReasoningFormat, Thought, reasoning_kwargs
 from openai_local.registry import LoadedModel
 from openai_local.routes.answers import Answer
-from openai_local.routes.constraints import Asked, behind_thought, compiled, refusal
+from openai_local.routes.constraints import Asked, behind_thought, compiled, refusal, schema_of
 from openai_local.routes.errors import RequestError
 from openai_local.routes.generation import INLINE_CHARS, off_loop, tokenize_prompt
 from openai_local.routes.host import unless_left
@@ -32,10 +32,14 @@ _OWN_VARIABLES = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class ChatPlan:
-    """``tool_format`` and ``reasoning`` are those by which the text is taken apart."""
+    """``tool_format`` and ``reasoning`` are those by which the text is taken apart.
+
+    ``bound`` is what binds the text, ``asked`` what the request wants of an answer.
+    """
 
     tokens: list[int]
     prompt: str
+    bound: Asked | None
     asked: Asked | None
     tools: ToolUse | None
     tool_format: ToolFormat | None
@@ -60,14 +64,16 @@ class ChatPlan:
 
     async def compiled(self, request: Request, engine: Engine) -> CompiledConstraint:
         """Raises RequestError, which names the tool where it is a tool's schema, and ClientLeft."""
-        assert self.asked is not None, "something binds the text"
+        assert self.bound is not None, "something binds the text"
         if self.tools is None:
-            return await compiled(request, engine, self.asked)
-        constraint, tools = self.asked.constraint, self.tools
+            return await compiled(request, engine, self.bound)
+        if self.asked is not None:  # alone, so that what is wrong in it is told by its name
+            await compiled(request, engine, self.asked)
+        constraint, tools = self.bound.constraint, self.tools
         try:
             return await unless_left(request.receive, lambda: engine.compiled(constraint))
         except InvalidConstraint as error:
-            param = await _guilty(engine, tools) or self.asked.param
+            param = await _guilty(engine, tools) or self.bound.param
             raise refusal(error, param) from None
 
 
@@ -83,8 +89,8 @@ async def _guilty(engine: Engine, tools: ToolUse) -> str | None:
 
 
 def check_together(asked: Asked | None, tools: ToolUse | None) -> None:
-    """Raises RequestError where the text would be bound by a format and by calls."""
-    if asked is not None and tools is not None:
+    """Raises RequestError for a format that cannot stand beside calls: those that are no JSON."""
+    if asked is not None and tools is not None and schema_of(asked) is None:
         name = asked.param.partition(".")[0]
         raise RequestError(
             f"The '{name}' parameter cannot be set together with"
@@ -132,9 +138,9 @@ async def plan_chat(
         formats = _formats(body, language, tools)
         bound = asked and behind_thought(asked, language, prompt)
         if tools is not None:
-            bound = _calls(language, tools, prompt)
+            bound = _calls(language, tools, prompt, asked)
         tool_format, reasoning, visible = formats
-        return ChatPlan(tokens, prompt, bound, tools, tool_format, reasoning, visible)
+        return ChatPlan(tokens, prompt, bound, asked, tools, tool_format, reasoning, visible)
 
     return await off_loop(size, plan)
 
@@ -159,16 +165,25 @@ def _formats(
     return format, reasoning, visible
 
 
-def _calls(language: ChatLanguage, tools: ToolUse, prompt: str) -> Asked:
-    """The grammar of what may be said beside calls, and of the calls."""
-    reasoning = language.reasoning
+def _calls(language: ChatLanguage, tools: ToolUse, prompt: str, asked: Asked | None) -> Asked:
+    """The grammar of calls, and of what may be said instead: what is ``asked`` for, or anything."""
+    reasoning, format = language.reasoning, language.tool_format
+    if asked is not None and not tools.required and format is not None and format.alone:
+        name = asked.param.partition(".")[0]
+        raise RequestError(  # its grammar would have to tell one JSON object from the other
+            f"The '{name}' parameter cannot be set together with tools that may be called with"
+            " this model, whose calls are JSON objects, too; with 'tool_choice' 'required' it can.",
+            param=name,
+            code="invalid_parameter_combination",
+        )
     thought = reasoning.state(prompt) if reasoning is not None else Thought.NONE
     try:
         grammar = language.grammar(
-            tools.callable, required=tools.required, parallel=tools.parallel, thought=thought
-        )
+            tools.callable, required=tools.required, parallel=tools.parallel, thought=thought,
+            answer=schema_of(asked) if asked is not None else None,
+        )  # fmt: skip
     except SchemaUnsupported as error:
-        param = tools.params.get(error.tool, "tools")
+        param = tools.params.get(error.tool, asked.param if asked else "tools")
         raise RequestError(
             f"Unsupported '{param}': {error}.", param=param, code="unsupported_value"
         ) from None

@@ -101,6 +101,20 @@ def _json(schema: dict[str, Any] | None, param: str) -> Asked:
     return Asked(Constraint("json_schema", json.dumps(schema, ensure_ascii=False)), param)
 
 
+def schema_of(asked: Asked) -> dict[str, Any] | None:
+    """Of JSON; None where it is of no schema."""
+    constraint = asked.constraint
+    if constraint.kind == "json_object":
+        return {"type": "object"}
+    if constraint.kind != "json_schema":
+        return None
+    try:
+        schema = json.loads(constraint.text)
+    except (ValueError, RecursionError):
+        schema = None
+    return schema if isinstance(schema, dict) else None
+
+
 def behind_thought(asked: Asked, language: ChatLanguage, prompt: str) -> Asked:
     """The same of the answer alone, where the model thinks before it, or has marks before it."""
     reasoning, format = language.reasoning, language.tool_format
