@@ -150,6 +150,9 @@ async def test_the_effort_reaches_templates_that_know_it(
          "chat_template_kwargs.enable_thinking"),
         ({"continue_final_message": True, "add_generation_prompt": True}, THINKING,
          "continue_final_message"),
+        ({"reasoning_budget_tokens": -2}, THINKING, "reasoning_budget_tokens"),
+        ({"reasoning_budget_tokens": 2, "thinking_budget_tokens": 2}, THINKING,
+         "thinking_budget_tokens"),
         ({"reasoning_format": "weird"}, THINKING, "reasoning_format"),
     ],
 )  # fmt: skip
@@ -186,3 +189,54 @@ async def test_without_a_generation_prompt_the_turn_is_the_models_to_open() -> N
     async with serving(backend) as client:
         response = await client.post(PATH, json=body(add_generation_prompt=False))
     assert response.json()["choices"][0]["message"]["content"] == "<assistant>x"
+
+
+@pytest.mark.parametrize("budget", [0, 1, 5, 999, -1])
+@pytest.mark.parametrize("bound", [False, True])
+async def test_a_thought_ends_when_its_tokens_are_used_up(budget: int, bound: bool) -> None:
+    def next_token(tokens: Any) -> int:
+        text = bytes(t % 256 for t in tokens).decode()
+        said = text.rpartition("<assistant>")[2]
+        if len(said) < 7:
+            return b"<think>"[len(said)]
+        if "</think>" in said:
+            answer = said.partition("</think>")[2]
+            return [*b"[0]", 256][len(answer)]
+        thought = said[7:]
+        if len(thought) < 8:
+            return 104  # h
+        return b"</think>"[len(thought) - 8]
+
+    backend = FakeBackend(n_ctx=4096, next_token=next_token, chat_template=THINKING)
+    format = {"structured_outputs": {"regex": "\\[[0-9]\\]"}} if bound else {}
+    for name in ("reasoning_budget_tokens", "thinking_budget_tokens"):
+        async with serving(backend) as client:
+            asked = body(max_tokens=60, **{name: budget}, **format)
+            whole = (await client.post(PATH, json=asked)).json()
+            told = (await client.post(PATH, json={**asked, "logprobs": True})).json()
+        backend.reopen()
+        message = whole["choices"][0]["message"]
+        n_thought = budget if 0 <= budget < 8 else 8
+        assert message.get("reasoning_content", "") == "h" * n_thought
+        assert message["content"] == "[0]"
+        assert told["choices"][0]["message"] == message
+        n_marks = len("<think></think>")
+        details = whole["usage"]["completion_tokens_details"]
+        assert details["reasoning_tokens"] == n_thought + n_marks
+
+
+async def test_a_thought_that_the_prompt_opened_ends_so_too_and_so_does_one_before_a_call() -> None:
+    async with serving(says("<think>\n" + "h" * 99, OPENING)) as client:
+        asked = body(reasoning_budget_tokens=4, max_tokens=14)
+        whole = (await client.post(PATH, json=asked)).json()
+        tools = (
+            await client.post(
+                PATH, json=body(reasoning_budget_tokens=4, tools=TOOLS, tool_choice="required",
+                                max_tokens=300),
+            )
+        ).json()  # fmt: skip
+    assert whole["choices"][0]["message"]["reasoning_content"] == "hhhh"
+    assert whole["choices"][0]["message"]["content"] == "hh"
+    message = tools["choices"][0]["message"]
+    assert message["reasoning_content"] == "hhhh"
+    assert message["tool_calls"]

@@ -38,6 +38,7 @@ from openai_local.engine.sampler_steps import effective, is_greedy
 from openai_local.engine.sampling import Sampler
 from openai_local.engine.scheduler import Chunk, PrefillBudget, Scheduler
 from openai_local.engine.sequence import Sequence, Status
+from openai_local.engine.thought import ThoughtCloser
 
 logger = logging.getLogger(__name__)
 
@@ -221,6 +222,7 @@ class EngineCore:
                 sampling, prompt, vocabulary.eog_tokens(), draw,
                 stop_tokens=request.stop_tokens, never=vocabulary.suppressed_tokens(),
                 guide=constraint.guide() if isinstance(constraint, Compiled) else None,
+                closer=ThoughtCloser(request.thought, vocabulary) if request.thought else None,
             )  # fmt: skip
         except Exception:
             if draw is not None:

@@ -78,6 +78,16 @@ class CompiledConstraint(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class ThoughtLimit:
+    """``end`` comes after ``n_tokens`` of a thought at the latest. With an ``opening``, there is a
+    thought only if the text begins with that; else it begins within one."""
+
+    n_tokens: int
+    end: str
+    opening: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One generation: a prompt of token ids and what bounds its continuation.
 
@@ -108,6 +118,7 @@ class GenerationRequest:
     timings: bool = False
     constraint: CompiledConstraint | None = None
     visible_tokens: frozenset[int] = frozenset()
+    thought: ThoughtLimit | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,7 @@ async def create(services: Services, request: Request) -> ASGIApp:
         "cache_salt": body.prompt_cache_key or "",
         "priority": PRIORITIES[body.tier()],
         "visible_tokens": plan.visible,
+        "thought": plan.thought,
     }
     if plan.bound is not None:
         more["constraint"] = await plan.compiled(request, model.engine)

@@ -11,7 +11,13 @@ from starlette.requests import Request
 from openai_local.chat_language import ChatLanguage
 from openai_local.chat_parser import ChatParser
 from openai_local.chat_template import ChatTemplate
-from openai_local.engine import CompiledConstraint, Constraint, Engine, InvalidConstraint
+from openai_local.engine import (
+    CompiledConstraint,
+    Constraint,
+    Engine,
+    InvalidConstraint,
+    ThoughtLimit,
+)
 from openai_local.reasoning_format import ReasoningFormat, Thought, reasoning_kwargs
 from openai_local.registry import LoadedModel
 from openai_local.routes.answers import Answer
@@ -45,6 +51,7 @@ class ChatPlan:
     tool_format: ToolFormat | None
     reasoning: ReasoningFormat | None
     visible: frozenset[int]
+    thought: ThoughtLimit | None
 
     @property
     def is_plain(self) -> bool:
@@ -140,9 +147,21 @@ async def plan_chat(
         if tools is not None:
             bound = _calls(language, tools, prompt, asked)
         tool_format, reasoning, visible = formats
-        return ChatPlan(tokens, prompt, bound, asked, tools, tool_format, reasoning, visible)
+        limit = _limit(body.thought_budget(), language, prompt)
+        return ChatPlan(tokens, prompt, bound, asked, tools, tool_format, reasoning, visible, limit)
 
     return await off_loop(size, plan)
+
+
+def _limit(n_tokens: int | None, language: ChatLanguage, prompt: str) -> ThoughtLimit | None:
+    reasoning = language.reasoning
+    if n_tokens is None or reasoning is None:
+        return None
+    thought = reasoning.state(prompt)
+    if thought is Thought.NONE:
+        return None
+    opening = reasoning.start if thought is Thought.MAYBE else ""
+    return ThoughtLimit(n_tokens, reasoning.end, opening)
 
 
 def _formats(

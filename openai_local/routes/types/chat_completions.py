@@ -88,6 +88,9 @@ Message = Annotated[
 ]
 
 
+# Of a thought; -1 is none.
+Budget = Annotated[int, Field(ge=-1, le=2**31 - 1)]
+
 Metadata = Annotated[
     dict[
         Annotated[str, Field(max_length=64)],
@@ -117,10 +120,18 @@ class ChatCompletionRequest(GenerationBody, ToolBody):
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
+    reasoning_budget_tokens: Budget | None = None
+    thinking_budget_tokens: Budget | None = None
     reasoning_format: Literal["none", "auto", "deepseek"] | None = None
 
     def n_logprobs(self) -> int | None:
         return super().n_logprobs() if not self.logprobs else self.top_logprobs or 0
+
+    def thought_budget(self) -> int | None:
+        """How many tokens a thought may have, if that is bounded."""
+        budget = self.reasoning_budget_tokens
+        budget = self.thinking_budget_tokens if budget is None else budget
+        return None if budget == -1 else budget
 
     def tier(self) -> Literal["default", "flex", "priority"]:
         """The tier that the request is served in, as the answer says it."""
