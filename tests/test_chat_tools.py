@@ -63,7 +63,6 @@ def put_together(chunks: list[Any]) -> dict[int, dict[str, Any]]:
     """What a client makes of a stream: message and finish reason by choice."""
     choices: dict[int, dict[str, Any]] = {}
     for chunk in chunks:
-        ChatCompletionChunk.model_validate(chunk)
         for part in chunk["choices"]:
             choice = choices.setdefault(part["index"], {"content": "", "calls": [], "reason": None})
             assert choice["reason"] is None, "nothing comes after the end"
@@ -86,8 +85,10 @@ async def ask(backend: FakeBackend, **fields: Any) -> dict[str, Any]:
         whole = await client.post(PATH, json=body(**fields))
         streamed = await client.post(PATH, json=body(stream=True, **fields))
     assert whole.status_code == 200, whole.text
-    ChatCompletion.model_validate(whole.json())
+    ChatCompletion.model_validate(whole.json(), strict=True, extra="forbid")
     (choice,) = whole.json()["choices"]
+    for chunk in events_of(streamed):
+        ChatCompletionChunk.model_validate(chunk, strict=True, extra="forbid")
     (pieces,) = put_together(events_of(streamed)).values()
     message = choice["message"]
     calls = message.get("tool_calls", [])
