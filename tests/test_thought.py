@@ -6,12 +6,12 @@ from fakes import FakeBackend, FakeVocabulary, spelling
 from hypothesis import given
 from hypothesis import strategies as st
 from test_core import Driver
-from test_generation_options import PROMPT
 
 from openai_local.engine import GenerationRequest, TextDelta, ThoughtLimit
 from openai_local.engine.thought import ThoughtCloser
 
 CONTROLS = ("<think>", "</think>")
+PROMPT = [97 + i % 26 for i in range(70)]
 
 
 def closed(text: str, limit: ThoughtLimit, controls: tuple[str, ...] = ()) -> str:
