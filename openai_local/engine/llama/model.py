@@ -14,7 +14,7 @@ import numpy as np
 
 from openai_local.engine.backend import Batch, Draw, Floats, State
 from openai_local.engine.config import EngineConfig
-from openai_local.engine.draw import Weights, make_draw
+from openai_local.engine.draw import make_draw
 from openai_local.engine.errors import EngineStopped, ModelLoadFailed
 from openai_local.engine.llama.batch import CBatch, decode, view
 from openai_local.engine.llama.context import measure_cost, new_context, plan_layout
@@ -59,7 +59,7 @@ class LlamaBackend:
             if lib.llama_vocab_type(vocabulary) == lib.LLAMA_VOCAB_TYPE_NONE:
                 raise ModelLoadFailed(config.model, "it has no vocabulary")
             self.vocabulary = LlamaVocabulary(self._model)
-            self._weights = Weights(self.vocabulary.n_tokens)
+            self._room = np.empty(self.vocabulary.n_tokens, np.float32)  # of draws
             self._open_context()
             self._chains = SamplerChains(self._model, self.info.n_vocab, self.info.n_ctx)
         except BaseException:
@@ -147,7 +147,7 @@ class LlamaBackend:
     def draw(self, sampling: SamplingParams, seed: int, prompt: Sequence[int]) -> Draw:
         if needs_chain(sampling):
             return self._chains.draw(sampling, seed, prompt)
-        return make_draw(sampling, seed, self._weights)
+        return make_draw(sampling, seed, self._room)
 
     def open_embedding(self) -> LlamaEmbedding:
         return LlamaEmbedding(self._model, self._config, self.info, self._threads())
