@@ -16,7 +16,7 @@ from openai_local.engine import bridge
 from openai_local.engine.backend import Backend, Floats, Vocabulary
 from openai_local.engine.config import EngineConfig
 from openai_local.engine.constraints import Compiled, ConstraintCompiler
-from openai_local.engine.core import Cancel, EngineCore, Message, Submit
+from openai_local.engine.core import EngineCore
 from openai_local.engine.embedder import EmbeddingJob
 from openai_local.engine.errors import (
     EmptyPrompt,
@@ -29,6 +29,7 @@ from openai_local.engine.errors import (
     QueueFull,
     Unsupported,
 )
+from openai_local.engine.intake import Cancel, Message, Submit
 from openai_local.engine.messages import (
     CompiledConstraint,
     Constraint,
