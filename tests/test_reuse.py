@@ -96,6 +96,16 @@ def test_a_memory_that_is_one_state_shares_prefixes_by_saving_it_on_the_way() ->
     assert goes_on.text == expected(goes_on.request, 256)
 
 
+def test_a_memory_that_is_one_state_is_saved_also_where_a_prompt_ends() -> None:
+    driver = Driver(FakeBackend(n_slots=2, n_drop_max=0))
+    whole = [97, 98] * 40
+    requests = [GenerationRequest([*whole, *rest], 20, GREEDY) for rest in ([], [97], [98, 99])]
+    sinks = together(driver, requests)
+    assert [sink.text for sink in sinks] == [expected(r, 256) for r in requests]
+    assert driver.core.metrics().prompt_tokens_computed_total == 80 + 1 + 2
+    driver.check_nothing_is_left()
+
+
 def test_prefixes_that_come_one_after_another_are_saved_once_their_end_is_known() -> None:
     driver = Driver(FakeBackend(n_slots=2, n_drop_max=0))
     cached = []

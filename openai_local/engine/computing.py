@@ -54,7 +54,8 @@ class Computing:
     def decode(self) -> int:
         """The next token of every running sequence; returns how many generate."""
         decoding = self._scheduler.decodes()
-        if self._admission.make_room(sum(self._scheduler.run_lengths(decoding))):
+        # With fewer sequences, runs of forced tokens are longer.
+        while self._admission.make_room(sum(self._scheduler.run_lengths(decoding))):
             decoding = self._scheduler.decodes()
         n_generating = sum(sequence.status is Status.DECODE for sequence in decoding)
         if decoding:

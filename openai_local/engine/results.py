@@ -42,21 +42,21 @@ class Results:
         for sequence, n in zip(sequences, n_tokens, strict=True):
             n_rows = n if sequence.reads_prompt else int(sequence.n_to_compute == n)
             own, row = rows[row : row + n_rows], row + n_rows
-            if sequence.reads_prompt and not self._read_prompt(sequence, own):
+            first, sequence.n_computed = sequence.n_computed, sequence.n_computed + n
+            if sequence.reads_prompt and not self._read_prompt(sequence, first, own):
                 continue
-            sequence.n_computed += n
             if sequence.status is Status.PREFILL:
                 self._deliveries.tell_progress(sequence)
+            if sequence.n_computed in sequence.checkpoints:
+                sequence.checkpoints.discard(sequence.n_computed)
+                computed = sequence.tokens[: sequence.n_computed]
+                self._memory.save(sequence.slot, computed, sequence.cache_salt)
             if sequence.n_to_compute == 0:
                 self._start(sequence)
                 if sequence.n_limit > sequence.n_prompt:
                     self._sample(sequence, own[-1])
                 else:
                     self._deliveries.finish(sequence, "length")
-            elif sequence.n_computed in sequence.checkpoints:
-                sequence.checkpoints.discard(sequence.n_computed)
-                computed = sequence.tokens[: sequence.n_computed]
-                self._memory.save(sequence.slot, computed, sequence.cache_salt)
 
     def _start(self, sequence: Sequence) -> None:
         """Its prompt is computed."""
@@ -109,12 +109,12 @@ class Results:
             self._deliveries.send(sequence, TextDelta(text, logprobs, sequence.timings()))
         return reason
 
-    def _read_prompt(self, sequence: Sequence, rows: Floats) -> bool:
+    def _read_prompt(self, sequence: Sequence, first: int, rows: Floats) -> bool:
         trail = sequence.trail
         assert trail is not None, "whoever reads its prompt has a trail"
         try:
             prompt = sequence.request.prompt_tokens
-            self._logprobs.read_prompt(trail, prompt, sequence.n_computed, rows)
+            self._logprobs.read_prompt(trail, prompt, first, rows)
         except Exception as failure:
             logger.exception("reading the logprobs of a prompt failed")
             self._deliveries.fail(sequence, StepFailed(repr(failure)))

@@ -215,7 +215,10 @@ class Scheduler:
         longest = max(1, min(TILE, self.budget.n_batch) // max(1, len(decoding)))
         if not self._cache.unified and len(decoding) > 1:
             longest = 1
-        return [min(s.n_to_compute, longest) if s.status is Status.DECODE else 1 for s in decoding]
+        # What another waits for is saved at exactly that token.
+        return [
+            min(s.n_to_checkpoint, longest) if s.status is Status.DECODE else 1 for s in decoding
+        ]
 
     def fillers(self, decoding: list[Sequence]) -> list[tuple[int, int]]:
         """Idle slots in the gaps of ``decoding``, each with the tokens it holds.
