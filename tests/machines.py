@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,20 +12,25 @@ from typing import Any
 
 import pytest
 from driver import GREEDY, Driver, Sink
-from fakes import FakeBackend, FakeDisk
+from fakes import FakeBackend, FakeDisk, FakeVocabulary
 from hypothesis import strategies as st
 
 from openai_local.engine import (
+    Constraint,
     DeadlineExceeded,
     EngineStopped,
+    GenerationRequest,
+    PromptLogprobs,
     SamplingParams,
+    TextDelta,
     admission,
     fetches,
     kv_memory,
     prefix_cache,
 )
+from openai_local.engine.constraints import ConstraintCompiler
 from openai_local.engine.embedder import EmbeddingJob
-from openai_local.engine.intake import Cancel
+from openai_local.engine.intake import Cancel, Submit
 from openai_local.engine.sequence import Status
 
 # Two families, so that prompts share long prefixes, and copies between slots are planned.
@@ -34,14 +40,42 @@ prompts = st.builds(
     st.integers(0, 80),
     st.lists(st.integers(97, 100), min_size=1, max_size=10),
 )
-
-
 lengths = st.one_of(st.integers(0, 12), st.integers(30, 60))
 
 
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "pattern": "^[a-z]{1,3}$"},
+        "city": {"enum": ["Paris", "Rome"]},
+    },
+    "required": ["name", "city"],
+    "additionalProperties": False,
+}
+BOUND = ConstraintCompiler(FakeVocabulary()).compile(Constraint("json_schema", json.dumps(PERSON)))
+# What is asked for beside a text: logprobs, those of the prompt, a prompt computed in full, an end
+# that must not come at once, and a text that must be of a form.
+options = st.sampled_from(
+    [
+        {"logprobs": 1},
+        {"logprobs": 0, "prompt_logprobs": True},
+        {"reuse": False},
+        {"sampling": SamplingParams(seed=0, min_tokens=5), "stop_tokens": tuple(range(100, 112))},
+        {"constraint": BOUND},
+        {"constraint": BOUND},
+        {"constraint": BOUND, "logprobs": 0, "reuse": False},
+        {
+            "constraint": BOUND,
+            "sampling": SamplingParams(temperature=0, min_tokens=9),
+            "stop_tokens": (ord("P"), ord("R")),
+        },
+    ]
+)
 operation = st.one_of(
     st.tuples(st.just("submit"), prompts, lengths),
     st.tuples(st.just("submit"), prompts, lengths),
+    st.tuples(st.just("ask"), st.tuples(prompts, options), lengths),
+    st.tuples(st.just("ask"), st.tuples(prompts, options), lengths),
     st.tuples(st.just("extend"), st.integers(0, 50), lengths),
     st.tuples(st.just("cancel"), st.integers(0, 50), st.just(0)),
     st.tuples(st.just("leave"), st.integers(0, 50), st.just(0)),
@@ -51,8 +85,6 @@ operation = st.one_of(
     st.tuples(st.just("answer"), st.booleans(), st.just(0)),
     st.tuples(st.just("restart"), st.just(0), st.just(0)),
 )
-
-
 # Hypothesis' lists are short, and only long ones fill all that there is.
 operations = st.one_of(
     st.lists(operation, max_size=40), st.lists(operation, min_size=25, max_size=60)
@@ -67,6 +99,9 @@ def play(driver: Driver, steps: list[Any]) -> tuple[list[Sink], list[EmbeddingJo
         if what == "submit":
             sampling = GREEDY if n % 2 else SamplingParams(seed=0)  # which the fake takes for it
             sinks.append(driver.submit(value, n, priority=len(value) % 3, sampling=sampling))
+        elif what == "ask":
+            prompt, asked = value
+            sinks.append(driver.submit(prompt, n, priority=len(prompt) % 3, **asked))
         elif what == "extend" and sinks:
             # A conversation goes on from what was said.
             before = sinks[value % len(sinks)]
@@ -94,6 +129,31 @@ def play(driver: Driver, steps: list[Any]) -> tuple[list[Sink], list[EmbeddingJo
             assert all(job.future.done() for job in jobs)
     driver.run()
     return sinks, jobs
+
+
+def undisturbed(request: GenerationRequest) -> Sink:
+    """What the request gets on an engine of its own."""
+    driver = Driver(FakeBackend(n_ctx=128))
+    sink = Sink(request)
+    driver.run([Submit(sink, request)])
+    return sink
+
+
+def told(sink: Sink) -> tuple[list[Any], list[Any]]:
+    """The logprobs of the prompt and of the text."""
+    of_prompt = [
+        e for event in sink.events if isinstance(event, PromptLogprobs) for e in event.tokens
+    ]
+    of_text = [e for event in sink.events if isinstance(event, TextDelta) for e in event.logprobs]
+    return of_prompt, of_text
+
+
+def check_is_begun(sink: Sink, whole: Sink) -> None:
+    """It has got the beginning of what it would have got undisturbed."""
+    assert whole.text.startswith(sink.text)
+    of_prompt, of_text = told(sink)
+    assert of_prompt in ([], told(whole)[0])
+    assert told(whole)[1][: len(of_text)] == of_text
 
 
 def be_late(driver: Driver, sinks: list[Sink]) -> None:
