@@ -188,6 +188,7 @@ class Machine:
     n_files: int | None  # None: no disk
     bad_states: frozenset[int]  # of saves and loads, by their number
     gap_steps: int
+    asynchronous: bool = False
 
     @contextmanager
     def driver(self, faults: Callable[[Any], int] = lambda batch: 0) -> Iterator[Driver]:
@@ -200,6 +201,7 @@ class Machine:
             n_drop_max=self.n_drop_max,
             n_cells=self.n_cells,
             faults=faults,
+            asynchronous=self.asynchronous,
             state_faults=lambda: next(numbers) in self.bad_states,
         )
         files: dict[Any, Any] = {}
@@ -236,4 +238,5 @@ machines = st.builds(
     n_files=st.sampled_from([None, 2, 100]),
     bad_states=st.frozensets(st.integers(0, 30), max_size=8),
     gap_steps=st.sampled_from([1, 3, admission.GAP_STEPS]),
+    asynchronous=st.booleans(),
 )

@@ -125,22 +125,32 @@ class Computing:
         """Decode. None where that failed: then the sequences in the batch, and only they, have
         failed, or try again in the next step."""
         try:
-            rows = self._memory.decode(batch)
-        except DecodeFailed as failure:
-            if self._can_retry(failure.code, sequences):
-                return None
-            logger.error("a step of %d tokens failed: %s", len(batch), failure)
-            error = StepFailed(str(failure))
+            self._memory.start(batch)
         except Exception as failure:
-            logger.exception("a step of %d tokens failed", len(batch))
-            error = StepFailed(repr(failure))
+            self._failed(failure, len(batch), sequences)
+            return None
+        if self._memory.asynchronous:
+            self._deliveries.hand_over()  # what the last decode made
+        try:
+            rows = self._memory.rows()
+        except Exception as failure:
+            self._failed(failure, len(batch), sequences)
+            return None
+        self._n_retries = 0
+        return rows
+
+    def _failed(self, failure: Exception, n_tokens: int, sequences: Seq[Sequence]) -> None:
+        if isinstance(failure, DecodeFailed):
+            if self._can_retry(failure.code, sequences):
+                return
+            logger.error("a step of %d tokens failed: %s", n_tokens, failure)
+            error = StepFailed(str(failure))
         else:
-            self._n_retries = 0
-            return rows
+            logger.error("a step of %d tokens failed", n_tokens, exc_info=failure)
+            error = StepFailed(repr(failure))
         for sequence in sequences:
             self._memory.truncate(sequence.slot, 0)
             self._deliveries.fail(sequence, error, valid=False)
-        return None
 
     def _can_retry(self, code: int, sequences: Seq[Sequence]) -> bool:
         """Whether the sequences of a failed step are in a state to try again."""

@@ -85,18 +85,19 @@ class EngineCore:
         self._admission.admit()
         n_generating = self._computing.decode()
         if n_generating:
-            self._deliveries.flush()
+            self._deliver()
             # A client that left does not wait for the chunk.
             self._intake.take(self._take())
             self._admission.admit()
         # Prompts and embeddings take turns within one budget.
         if not self._embedder.idle and (self._embed_turn or not self._scheduler.n_reserved):
             self._embed_turn = False
+            self._deliveries.flush()
             self._embed(self._scheduler.budget.tokens(n_generating))
         else:
             self._embed_turn = True
             self._computing.prefill(n_generating)
-        self._deliveries.flush()
+        self._deliver()
         self._sound = True
         return not (self._scheduler.idle and self._embedder.idle)
 
@@ -122,6 +123,13 @@ class EngineCore:
             self._memory.close(sound=self._sound)
         finally:
             self._backend.close()
+
+    def _deliver(self) -> None:
+        """What was made, at once; or while the next decode runs, where that costs nothing."""
+        if self._backend.asynchronous and self._scheduler.n_running:
+            self._deliveries.end_gone()
+        else:
+            self._deliveries.flush()
 
     def _embed(self, n_tokens: int) -> None:
         try:

@@ -32,6 +32,7 @@ class Deliveries:
         self._deliver = deliver
         self._by_sink: dict[int, Sequence] = {}
         self._outbox: list[tuple[Any, Event]] = []
+        self._gone: list[Any] = []  # sinks that nobody reads any more
 
     def open(self, sequence: Sequence) -> None:
         self._by_sink[id(sequence.sink)] = sequence
@@ -79,10 +80,19 @@ class Deliveries:
 
     def flush(self) -> None:
         """Hand over what there is; what nobody reads any more ends."""
-        if not self._outbox:
-            return
-        outbox, self._outbox = self._outbox, []
-        for sink in self._deliver(outbox):
+        self.hand_over()
+        self.end_gone()
+
+    def hand_over(self) -> None:
+        """While a decode runs: nothing ends, since its slots may not be touched."""
+        if self._outbox:
+            outbox, self._outbox = self._outbox, []
+            self._gone += self._deliver(outbox)
+
+    def end_gone(self) -> None:
+        """What was handed over to nobody."""
+        gone, self._gone = self._gone, []
+        for sink in gone:
             sequence = self.of(sink)
             if sequence is not None:
                 self.cancel(sequence)

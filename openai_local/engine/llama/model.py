@@ -52,6 +52,9 @@ class LlamaBackend:
         self._context: Any = None
         self._logits: Floats = np.empty((0, 0), np.float32)
         self._logits_at: int | None = None
+        self._n_rows = 0  # of what was started last
+        # On a GPU the work is queued, and whoever asks for logits waits for it.
+        self.asynchronous = config.n_gpu_layers != 0 and bool(lib.llama_supports_gpu_offload())
         self._copying: set[int] = set()  # slots of copies that are not done yet
         self._model = self._load_model(stopping)
         try:
@@ -78,13 +81,16 @@ class LlamaBackend:
         )
         return f"{file_digest(self._config.model)} {context}"
 
-    def decode(self, batch: Batch) -> Floats:
+    def start(self, batch: Batch) -> None:
         decode(self._context, self._batch.fill(batch))
         self._copying.clear()
-        n_rows = int(np.count_nonzero(batch.outputs))
-        if n_rows == 0:
+        self._n_rows = int(np.count_nonzero(batch.outputs))
+
+    def rows(self) -> Floats:
+        if self._n_rows == 0:
+            lib.llama_synchronize(self._context)  # its time is measured
             return np.empty((0, self.info.n_vocab), np.float32)
-        return self._logits_view(n_rows)
+        return self._logits_view(self._n_rows)
 
     def _logits_view(self, n_rows: int) -> Floats:
         pointer = lib.llama_get_logits(self._context)
@@ -159,6 +165,7 @@ class LlamaBackend:
             self._chains.close()
         context, self._context = self._context, None
         if context is not None:
+            lib.llama_synchronize(context)  # a step that raised may have left work
             lib.llama_free(context)
         model, self._model = self._model, None
         if model is not None:
@@ -256,7 +263,8 @@ class LlamaBackend:
             outputs=np.zeros(n, np.int8),
         )
         one.outputs[-1] = 1
-        self.decode(one)
+        self.start(one)
+        self.rows()
         self.truncate(0, 0)
 
 
