@@ -80,10 +80,13 @@ def test_a_client_that_left_while_a_decode_ran_leaves_its_slot_as_the_decode_mad
         leaving.gone = True
         driver.step()
         assert driver.core.metrics().sequences_running == 1
+        driver.step()  # delivers its last token
         goes_on = driver.submit([97] * 40 + [*leaving.text.encode()], 5)
         driver.run()
         assert staying.text == expected(staying.request, 256)
         assert goes_on.text == expected(goes_on.request, 256)
+        # All but the last token, which was never computed.
+        assert goes_on.events[-1].usage.n_cached == 39 + len(leaving.text)
         driver.check_nothing_is_left()
 
 
