@@ -6,7 +6,8 @@ import pytest
 from driver import GREEDY, Driver, expected, together
 from fakes import FakeBackend
 
-from openai_local.engine import GenerationRequest, admission
+from openai_local.engine import Constraint, GenerationRequest, admission
+from openai_local.engine.constraints import ConstraintCompiler
 from openai_local.engine.intake import Cancel
 
 
@@ -93,4 +94,16 @@ def test_nobody_is_admitted_to_a_pool_that_has_no_room_for_its_prompt() -> None:
     driver = Driver(FakeBackend(n_ctx=256, n_slots=4, n_cells=256))
     sinks = together(driver, [GenerationRequest([97 + i] * 150, 20, GREEDY) for i in range(3)])
     assert [sink.text for sink in sinks] == [expected(sink.request, 256) for sink in sinks]
+    assert driver.core.metrics().preemptions_total == 0
+
+
+def test_a_run_of_forced_tokens_has_its_room_before_others_are_admitted() -> None:
+    driver = Driver(FakeBackend(n_ctx=128, n_slots=4, n_cells=128))
+    compiler = ConstraintCompiler(driver.backend.vocabulary)
+    bound = compiler.compile(Constraint("regex", "x{60}[a-z]{20}"))
+    first = driver.submit([97], None, constraint=bound)
+    assert len(first.text) == 60
+    second = driver.submit([98] * 60, 20)
+    driver.run()
+    assert (len(first.text), second.text) == (80, expected(second.request, 128))
     assert driver.core.metrics().preemptions_total == 0

@@ -90,7 +90,7 @@ class EngineCore:
             self._intake.take(self._take())
             self._admission.admit()
         # Prompts and embeddings take turns within one budget.
-        if not self._embedder.idle and (self._embed_turn or not self._scheduler.n_reserved):
+        if not self._embedder.idle and (self._embed_turn or not self._scheduler.has_prompts):
             self._embed_turn = False
             self._deliveries.flush()
             self._embed(self._scheduler.budget.tokens(n_generating))

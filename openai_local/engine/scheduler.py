@@ -162,9 +162,15 @@ class Scheduler:
         self._waiting.push_first(sequence)
 
     @property
+    def has_prompts(self) -> bool:
+        """Whether a running sequence's prompt is not computed yet."""
+        return any(s.status is Status.PREFILL for s in self._running)
+
+    @property
     def n_reserved(self) -> int:
-        """The tokens that admitted sequences are still to compute before they go on."""
-        return sum(s.n_to_compute for s in self._running if s.status is Status.PREFILL)
+        """What running sequences are still to compute before the next token is sampled: prompts,
+        and runs of forced tokens."""
+        return sum(s.n_to_compute for s in self._running)
 
     def _is_deferred(self, sequence: Sequence) -> bool:
         """Whether the disk or another sequence will soon have what this one would compute."""
