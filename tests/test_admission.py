@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 from driver import GREEDY, Driver, expected, together
 from fakes import FakeBackend
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from machines import Machine, machines, options, told, undisturbed
 
 from openai_local.engine import Constraint, GenerationRequest, admission
 from openai_local.engine.constraints import ConstraintCompiler
@@ -107,3 +113,29 @@ def test_a_run_of_forced_tokens_has_its_room_before_others_are_admitted() -> Non
     driver.run()
     assert (len(first.text), second.text) == (80, expected(second.request, 128))
     assert driver.core.metrics().preemptions_total == 0
+
+
+crowds = st.lists(
+    st.tuples(st.integers(97, 99), st.integers(1, 20), st.one_of(st.just({}), options)),
+    min_size=3,
+    max_size=7,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(crowds, machines, st.sampled_from([128, 140, 170]), st.integers(3, 5))
+def test_each_of_a_crowd_in_a_small_pool_gets_what_it_gets_alone(
+    crowd: list[Any], machine: Machine, n_cells: int, n_slots: int
+) -> None:
+    requests = [
+        GenerationRequest([letter] * n, 60 + n, **{"sampling": GREEDY, **asked})
+        for letter, n, asked in crowd
+    ]
+    with replace(machine, n_cells=n_cells, n_slots=n_slots).driver() as driver:
+        sinks = together(driver, requests)
+        driver.check_nothing_is_left()
+    for sink in sinks:
+        whole = undisturbed(sink.request)
+        assert (sink.text, told(sink)) == (whole.text, told(whole))
+        end, other = sink.events[-1], whole.events[-1]
+        assert (end.reason, end.logprob) == (other.reason, other.logprob)
