@@ -101,7 +101,8 @@ class KvMemory:
             if isinstance(step, Copy):
                 self._backend.copy(step.source, step.target)
                 self.cells.copy(step.source, step.target)
-                self._copying |= {step.source, step.target}
+                if not self.bounded:
+                    self._copying |= {step.source, step.target}
             elif isinstance(step, Save):
                 self.save(step.slot, step.tokens, step.salt)
             else:
