@@ -274,7 +274,10 @@ class FakeBackend:
         fim: tuple[int, int, int] | None = None,
         controls: Sequence[str] = (),
         ends: Sequence[str] = (),
+        asynchronous: bool = False,
     ) -> None:
+        self.asynchronous = asynchronous
+        self._started: Floats | DecodeFailed | None = None  # what rows are to give
         self.n_slots = n_slots
         self.n_batch = n_batch
         self.vocabulary = FakeVocabulary(add_bos, fim, controls, ends)
@@ -307,7 +310,27 @@ class FakeBackend:
             sampling_defaults=sampling_defaults or {},
         )  # fmt: skip
 
-    def decode(self, batch: Batch) -> Floats:
+    def start(self, batch: Batch) -> None:
+        """A fault other than NO_PLACE shows when the rows are asked for, if asynchronous."""
+        self._check_rests()
+        try:
+            self._started = self._decode(batch)
+        except DecodeFailed as failure:
+            if failure.code == NO_PLACE or not self.asynchronous:
+                raise
+            self._started = failure
+
+    def rows(self) -> Floats:
+        started, self._started = self._started, None
+        assert started is not None, "a decode was started"
+        if isinstance(started, DecodeFailed):
+            raise started
+        return started
+
+    def _check_rests(self) -> None:
+        assert self._started is None, "what a decode works on is left alone"
+
+    def _decode(self, batch: Batch) -> Floats:
         assert not self.closed, "nothing is decoded after the end"
         assert 0 < len(batch) <= self.n_batch
         assert list(batch.slots) == sorted(batch.slots), "slots ascend"
@@ -348,6 +371,7 @@ class FakeBackend:
         self._cells[slot].append(object())
 
     def copy(self, source: int, target: int) -> None:
+        self._check_rests()
         assert source != target
         if self.unified and self._windowed:
             self.truncate(target, 0)
@@ -366,6 +390,7 @@ class FakeBackend:
             self._copying |= {source, target}
 
     def truncate(self, slot: int, n_keep: int) -> bool:
+        self._check_rests()
         held = self.slots[slot]
         n_dropped = len(held) - n_keep
         kept = 0 <= n_dropped <= self.n_drop_max and n_keep >= self._n_whole[slot]
@@ -377,6 +402,7 @@ class FakeBackend:
         return kept
 
     def save(self, slot: int) -> State | None:
+        self._check_rests()
         if slot in self._copying:
             return None
         if self._state_faults():
@@ -387,6 +413,7 @@ class FakeBackend:
         return np.array(self.slots[slot], np.int32).view(np.uint8)
 
     def load(self, slot: int, state: State) -> bool:
+        self._check_rests()
         if slot in self._copying:
             self.truncate(slot, 0)
             return False
@@ -415,6 +442,7 @@ class FakeBackend:
     def reopen(self) -> None:
         """As after a restart."""
         self.closed = False
+        self._started = None
         self._copying.clear()
         for slot in range(self.n_slots):
             self.truncate(slot, 0)
