@@ -256,8 +256,12 @@ class Engine:
             raise EmptyPrompt
         if len(tokens) > n_max:
             raise PromptTooLong(len(tokens), n_max)
+        self.check_tokens(tokens)
+
+    def check_tokens(self, tokens: Sequence[int]) -> None:
+        """Raises InvalidToken for one that is not in the vocabulary."""
         n_vocab = self.info.n_vocab
-        lowest, highest = min(tokens), max(tokens)
+        lowest, highest = min(tokens, default=0), max(tokens, default=0)
         if lowest < 0 or highest >= n_vocab:
             raise InvalidToken(lowest if lowest < 0 else highest, n_vocab)
 

@@ -9,7 +9,15 @@ from dataclasses import dataclass
 
 from starlette.routing import Route
 
-from openai_local.routes import chat_completions, completions, embeddings, health, models
+from openai_local.routes import (
+    apply_template,
+    chat_completions,
+    completions,
+    embeddings,
+    health,
+    models,
+    tokens,
+)
 from openai_local.routes.endpoint import Endpoint, Handler
 from openai_local.routes.services import Services
 
@@ -30,6 +38,10 @@ ROUTES = (
     Row("POST", "/chat/completions", chat_completions.create),
     Row("POST", "/completions", completions.create, "prompt"),
     Row("POST", "/embeddings", embeddings.create, "input"),
+    # llama-server's.
+    Row("POST", "/tokenize", tokens.tokenize, "content"),
+    Row("POST", "/detokenize", tokens.detokenize, "tokens"),
+    Row("POST", "/apply-template", apply_template.create),
     # OpenAI's routes of before 2022 named the model in the path; any name is served.
     Row("POST", "/engines/{engine:path}/completions", completions.create_for_engine, "prompt"),
     Row("POST", "/engines/{engine:path}/embeddings", embeddings.create_for_engine, "input"),
