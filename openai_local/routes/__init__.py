@@ -16,6 +16,7 @@ from openai_local.routes import (
     embeddings,
     health,
     models,
+    rerank,
     tokens,
 )
 from openai_local.routes.endpoint import Endpoint, Handler
@@ -42,6 +43,9 @@ ROUTES = (
     Row("POST", "/tokenize", tokens.tokenize, "content"),
     Row("POST", "/detokenize", tokens.detokenize, "tokens"),
     Row("POST", "/apply-template", apply_template.create),
+    # Jina's.
+    Row("POST", "/rerank", rerank.create, "documents"),
+    Row("POST", "/reranking", rerank.create, "documents"),
     # OpenAI's routes of before 2022 named the model in the path; any name is served.
     Row("POST", "/engines/{engine:path}/completions", completions.create_for_engine, "prompt"),
     Row("POST", "/engines/{engine:path}/embeddings", embeddings.create_for_engine, "input"),
