@@ -29,7 +29,7 @@ def anyio_backend() -> str:
 
 
 def bytes_of(text: str) -> list[int]:
-    return [FIRST_BYTE + byte for byte in text.encode()]
+    return [FIRST_BYTE + byte for byte in text.replace(" ", "\u2581").encode()]
 
 
 def pair(query: str, document: str) -> list[int]:
