@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from openai_local.chat_language import ChatLanguage
 from openai_local.chat_template import ChatTemplate, TemplateError
 from openai_local.config import ConfigError, Settings
 from openai_local.engine import Engine, EngineConfig, EngineStopped, ModelInfo, ModelLoadFailed
@@ -50,6 +51,7 @@ class LoadedModel:
     info: ModelInfo
     template: ChatTemplate | None
     no_chat: str
+    language: ChatLanguage | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +240,8 @@ class Registry:
         try:
             info = ready.result()
             template, no_chat = self._template(engine, info)
-            loaded = LoadedModel(entry.id, engine, info, template, no_chat)
+            language = ChatLanguage(template, engine.vocabulary) if template else None
+            loaded = LoadedModel(entry.id, engine, info, template, no_chat, language)
             with self._lock:
                 if self._closed or entry.engine is not engine:
                     raise EngineStopped

@@ -38,6 +38,7 @@ from openai_local.engine.sampler_steps import effective, is_greedy
 from openai_local.engine.sampling import Sampler
 from openai_local.engine.scheduler import Chunk, PrefillBudget, Scheduler
 from openai_local.engine.sequence import Sequence, Status
+from openai_local.engine.thought import ThoughtCloser
 
 logger = logging.getLogger(__name__)
 
@@ -221,6 +222,7 @@ class EngineCore:
                 sampling, prompt, vocabulary.eog_tokens(), draw,
                 stop_tokens=request.stop_tokens, never=vocabulary.suppressed_tokens(),
                 guide=constraint.guide() if isinstance(constraint, Compiled) else None,
+                closer=ThoughtCloser(request.thought, vocabulary) if request.thought else None,
             )  # fmt: skip
         except Exception:
             if draw is not None:
@@ -527,7 +529,10 @@ class EngineCore:
         vocabulary, text_so_far = self._backend.vocabulary, sequence.detokenizer
         n_decoded = text_so_far.n_decoded
         ends = sequence.ends(token, vocabulary.is_eog(token))
-        text, reason = sequence.accept(token, vocabulary.piece(token), ends)
+        piece = vocabulary.piece(token)
+        if token in sequence.request.visible_tokens:
+            piece = piece or vocabulary.name(token).encode()
+        text, reason = sequence.accept(token, piece, ends)
         if sequence.sampler.done and reason != "stop":
             # Complete: that the tokens are used up, too, cut nothing off.
             text, reason = text + text_so_far.finish(), "stop"
@@ -536,7 +541,8 @@ class EngineCore:
         )
         self._counters.completion_tokens_total += 1
         if text or logprobs:
-            self._outbox.append((sequence.sink, TextDelta(text, logprobs, sequence.timings())))
+            delta = TextDelta(text, logprobs, sequence.timings(), sequence.take_untold())
+            self._outbox.append((sequence.sink, delta))
         return reason
 
     def _read_prompt(self, sequence: Sequence, rows: Floats) -> bool:

@@ -15,7 +15,12 @@ import numpy as np
 from openai_local.engine import bridge
 from openai_local.engine.backend import Backend, Floats, Vocabulary
 from openai_local.engine.config import EngineConfig
-from openai_local.engine.constraints import Compiled, ConstraintCompiler
+from openai_local.engine.constraints import (
+    MAX_SECONDS,
+    Compiled,
+    ConstraintCompiler,
+    too_slow,
+)
 from openai_local.engine.core import Cancel, EngineCore, Message, Submit
 from openai_local.engine.embedder import EmbeddingJob
 from openai_local.engine.errors import (
@@ -156,6 +161,16 @@ class Engine:
         if self._shared.constraints is None:
             raise EngineStopped
         return self._shared.constraints.compile(constraint)
+
+    async def compiled(self, constraint: Constraint) -> CompiledConstraint:
+        """As :meth:`compile`, from within an event loop."""
+        if self._shared.constraints is None:
+            raise EngineStopped
+        future = self._shared.constraints.begin(constraint)
+        try:
+            return await bridge.wait(future, MAX_SECONDS)
+        except TimeoutError:
+            raise too_slow() from None
 
     def submit(self, request: GenerationRequest) -> bridge.Generation:
         """Start a generation, from within an event loop. Returns at once.

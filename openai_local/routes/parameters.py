@@ -22,6 +22,14 @@ def check_chat(body: ChatCompletionRequest) -> None:
     _check_min_tokens(
         body, body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     )
+    if body.reasoning_budget_tokens is not None and body.thinking_budget_tokens is not None:
+        raise _refusal(
+            "thinking_budget_tokens", "cannot be set together with 'reasoning_budget_tokens'"
+        )
+    if body.continue_final_message and body.add_generation_prompt:
+        raise _refusal(
+            "continue_final_message", "cannot be set together with 'add_generation_prompt'"
+        )
     if body.top_logprobs and not body.logprobs:
         raise _refusal("top_logprobs", "needs 'logprobs' to be true")
     if body.n_probs and body.logprobs is not None:
