@@ -72,6 +72,7 @@ class FakeVocabulary:
     """A token a byte; 256 ends a text, 257 begins it if wanted, 258 is written <|control|>."""
 
     n_tokens = N_VOCAB
+    marks_of_files: tuple[int | None, int | None] = (None, None)
     control_tokens = ("<|control|>",)
 
     def __init__(self, add_bos: bool = False, fim: tuple[int, int, int] | None = None) -> None:
@@ -100,6 +101,9 @@ class FakeVocabulary:
 
     def fill_in_the_middle(self) -> tuple[int, int, int] | None:
         return self._fim
+
+    def file_marks(self) -> tuple[int | None, int | None]:
+        return self.marks_of_files
 
     def spelling(self, token: int) -> tuple[bytes, bool]:
         names = {EOG: b"<|end|>", BOS: b"<|begin|>", CONTROL: b"<|control|>"}

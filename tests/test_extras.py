@@ -117,7 +117,7 @@ async def test_a_chat_body_as_it_is_sent_gives_its_prompt() -> None:
                 "add_generation_prompt": True,
                 "continue_final_message": True,
             },
-            "add_generation_prompt",
+            "continue_final_message",
             "invalid_parameter_combination",
         ),
     ],

@@ -85,6 +85,10 @@ class Vocabulary(Protocol):
         """The tokens before a prefix, a suffix, and what goes between; None if it has none."""
         ...
 
+    def file_marks(self) -> tuple[int | None, int | None]:
+        """The tokens before a repository's name and before a file's, where it has them."""
+        ...
+
     def spelling(self, token: int) -> tuple[bytes, bool]:
         """The bytes that a token stands for, and whether it is a control token: those have a name
         here that no text becomes them by."""

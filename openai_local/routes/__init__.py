@@ -15,6 +15,7 @@ from openai_local.routes import (
     completions,
     embeddings,
     health,
+    infill,
     models,
     rerank,
     tokens,
@@ -43,6 +44,7 @@ ROUTES = (
     Row("POST", "/tokenize", tokens.tokenize, "content"),
     Row("POST", "/detokenize", tokens.detokenize, "tokens"),
     Row("POST", "/apply-template", apply_template.create),
+    Row("POST", "/infill", infill.create, "input_prefix"),
     # Jina's.
     Row("POST", "/rerank", rerank.create, "documents"),
     Row("POST", "/reranking", rerank.create, "documents"),

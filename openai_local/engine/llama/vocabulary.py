@@ -57,6 +57,12 @@ class LlamaVocabulary:
             lib.llama_vocab_fim_mid(self._vocab),
         )
         self._fim = fim if min(fim) >= 0 else None
+        repository = lib.llama_vocab_fim_rep(self._vocab)
+        file = lib.llama_vocab_fim_sep(self._vocab)
+        self._file_marks = (
+            repository if repository >= 0 else None,
+            file if file >= 0 else None,
+        )
         self._around_pair = self._read_around_pair()
         n_suppressed = ctypes.c_int32(0)
         suppressed = lib.llama_vocab_get_suppress_tokens(self._vocab, ctypes.byref(n_suppressed))
@@ -138,6 +144,9 @@ class LlamaVocabulary:
 
     def fill_in_the_middle(self) -> tuple[int, int, int] | None:
         return self._fim
+
+    def file_marks(self) -> tuple[int | None, int | None]:
+        return self._file_marks
 
     def spelling(self, token: int) -> tuple[bytes, bool]:
         with self._open():
