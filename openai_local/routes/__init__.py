@@ -13,6 +13,7 @@ from openai_local.routes import (
     apply_template,
     chat_completions,
     completions,
+    docs,
     embeddings,
     health,
     infill,
@@ -48,6 +49,8 @@ ROUTES = (
     # Jina's.
     Row("POST", "/rerank", rerank.create, "documents"),
     Row("POST", "/reranking", rerank.create, "documents"),
+    Row("GET", "/openapi.json", docs.document, needs_key=False),
+    Row("GET", "/docs", docs.page, needs_key=False),
     # OpenAI's routes of before 2022 named the model in the path; any name is served.
     Row("POST", "/engines/{engine:path}/completions", completions.create_for_engine, "prompt"),
     Row("POST", "/engines/{engine:path}/embeddings", embeddings.create_for_engine, "input"),
