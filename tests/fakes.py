@@ -75,6 +75,8 @@ class FakeVocabulary:
     ``controls`` are more control tokens, from 260 on; those of ``ends`` end a text, too.
     """
 
+    marks_of_files: tuple[int | None, int | None] = (None, None)
+
     def __init__(
         self,
         add_bos: bool = False,
@@ -110,8 +112,14 @@ class FakeVocabulary:
     def name(self, token: int) -> str:
         return self._names.get(token, "")
 
+    def around_pair(self) -> tuple[Sequence[int], Sequence[int], Sequence[int]]:
+        return ([BOS] if self._add_bos else [], [EOG, CONTROL], [EOG])
+
     def fill_in_the_middle(self) -> tuple[int, int, int] | None:
         return self._fim
+
+    def file_marks(self) -> tuple[int | None, int | None]:
+        return self.marks_of_files
 
     def spelling(self, token: int) -> tuple[bytes, bool]:
         if token < 256:
@@ -157,8 +165,9 @@ class FakeEmbedding:
 
     n_seq = 4
 
-    def __init__(self, n_embd: int, n_batch: int, whole_inputs: bool) -> None:
+    def __init__(self, n_embd: int, n_batch: int, whole_inputs: bool, ranks: bool) -> None:
         self.n_max = 64
+        self.ranks = ranks
         self.n_batch = 64 if whole_inputs else n_batch
         self.whole_inputs = whole_inputs
         self._n_embd = n_embd
@@ -271,6 +280,8 @@ class FakeBackend:
         faults: Callable[[Batch], int] = lambda batch: 0,
         state_faults: Callable[[], bool] = lambda: False,
         whole_inputs: bool = False,
+        can_rank: bool = False,
+        rerank_template: str | None = None,
         fim: tuple[int, int, int] | None = None,
         controls: Sequence[str] = (),
         ends: Sequence[str] = (),
@@ -307,7 +318,8 @@ class FakeBackend:
             path="fake.gguf", description="fake", n_params=0, n_vocab=n_vocab, n_embd=8,
             n_ctx_train=n_ctx, n_ctx=n_ctx, n_parallel=n_parallel or n_slots,
             can_generate=can_generate, chat_template=chat_template, bos_token="", eos_token="",
-            sampling_defaults=sampling_defaults or {},
+            sampling_defaults=sampling_defaults or {}, can_rank=can_rank,
+            rerank_template=rerank_template,
         )  # fmt: skip
 
     def start(self, batch: Batch) -> None:
@@ -434,7 +446,7 @@ class FakeBackend:
         return FakeDraw(seed if sampling.seed is not None else 0)
 
     def open_embedding(self) -> FakeEmbedding:
-        return FakeEmbedding(self.info.n_embd, self.n_batch, self._whole_inputs)
+        return FakeEmbedding(self.info.n_embd, self.n_batch, self._whole_inputs, self.info.can_rank)
 
     def close(self) -> None:
         self.closed = True

@@ -77,8 +77,16 @@ class Vocabulary(Protocol):
         """How a control token is written; "" for those that have bytes."""
         ...
 
+    def around_pair(self) -> tuple[Sequence[int], Sequence[int], Sequence[int]]:
+        """The tokens before, between and after two texts that the model takes together."""
+        ...
+
     def fill_in_the_middle(self) -> tuple[int, int, int] | None:
         """The tokens before a prefix, a suffix, and what goes between; None if it has none."""
+        ...
+
+    def file_marks(self) -> tuple[int | None, int | None]:
+        """The tokens before a repository's name and before a file's, where it has them."""
         ...
 
     def spelling(self, token: int) -> tuple[bytes, bool]:
@@ -132,6 +140,11 @@ class EmbeddingBackend(Protocol):
     @property
     def whole_inputs(self) -> bool:
         """Whether an input must be computed in one call, as attention that looks ahead needs."""
+        ...
+
+    @property
+    def ranks(self) -> bool:
+        """Whether there are scores in place of vectors."""
         ...
 
     def embed(self, batch: Batch) -> Floats:

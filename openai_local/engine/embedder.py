@@ -14,7 +14,8 @@ from openai_local.engine.backend import Batch, EmbeddingBackend, Floats
 
 @dataclass(slots=True)
 class EmbeddingJob:
-    """The inputs of one request, and the future of its vectors, shape (n_inputs, n_embd)."""
+    """The inputs of one request, and the future of its unit vectors, shape (n_inputs, n_embd), or
+    of what the backend has in place of them."""
 
     inputs: Sequence[Sequence[int]]
     future: Future[Floats] = field(default_factory=Future)
@@ -138,7 +139,7 @@ class Embedder:
         if vectors is None:
             return
         vector = backend.pool(item.parts, len(item.tokens))
-        norm = float(np.linalg.norm(vector))
+        norm = 0.0 if backend.ranks else float(np.linalg.norm(vector))
         vectors[item.index] = vector / norm if norm > 0 else vector
         item.parts.clear()
         done = [v for v in vectors if v is not None]

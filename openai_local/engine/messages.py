@@ -215,7 +215,11 @@ Event = Output | Failed
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What is known of a loaded model. Sizes are in tokens, ``n_params`` in weights."""
+    """What is known of a loaded model. Sizes are in tokens, ``n_params`` in weights.
+
+    One that ``can_rank`` gives a score to a query and a document together, and no vectors; its
+    ``rerank_template`` has ``{query}`` and ``{document}`` in it.
+    """
 
     path: str
     description: str
@@ -230,3 +234,5 @@ class ModelInfo:
     bos_token: str
     eos_token: str
     sampling_defaults: Mapping[str, float]
+    can_rank: bool = False
+    rerank_template: str | None = None

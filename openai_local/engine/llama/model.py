@@ -25,6 +25,7 @@ from openai_local.engine.llama.metadata import (
     chat_template,
     file_digest,
     meta,
+    pooling,
     sampling_defaults,
     text_of,
 )
@@ -236,6 +237,8 @@ class LlamaBackend:
             bos_token=self.vocabulary.bos_text,
             eos_token=self.vocabulary.eos_text,
             sampling_defaults=sampling_defaults(model),
+            can_rank=pooling(model) == lib.LLAMA_POOLING_TYPE_RANK,
+            rerank_template=chat_template(model, b"rerank"),
         )
         logger.info("%s: %s", config.model.name, self.info.description)
         if cost is not None:
