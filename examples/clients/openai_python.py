@@ -16,13 +16,13 @@ class Weather(BaseModel):
 
 
 client = OpenAI(base_url=sys.argv[1], api_key="none")
-model = client.models.list().data[0].id
-chat = {"model": model, "messages": [{"role": "user", "content": "How is the weather in Rome?"}]}
+question = {"role": "user", "content": "How is the weather in Rome?"}
+chat = {"model": client.models.list().data[0].id, "messages": [question]}
 print(client.chat.completions.create(**chat, max_tokens=16).choices[0].message.content)
 parsed = client.chat.completions.parse(**chat, response_format=Weather)
 print("parsed:", parsed.choices[0].message.parsed.model_dump_json())
-tools = {"tools": [pydantic_function_tool(Weather)], "tool_choice": "required"}
-with client.chat.completions.stream(**chat, **tools) as stream:
+tools = {"tools": [pydantic_function_tool(Weather)], "parallel_tool_calls": False}
+with client.chat.completions.stream(**chat, **tools, tool_choice="required") as stream:
     for event in stream:
         print("event:", event.type)
     call = stream.get_final_completion().choices[0].message.tool_calls[0].function

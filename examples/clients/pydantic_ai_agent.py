@@ -13,7 +13,7 @@ from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
 
-class Weather(BaseModel):
+class Weather(BaseModel, extra="forbid"):
     city: Literal["Paris", "Rome"]
     metric: bool
 
