@@ -146,6 +146,16 @@ def _unfinished(chunk: dict[str, Any]) -> None:
         del chunk["usage"]
 
 
+def _custom(chunk: dict[str, Any]) -> None:
+    """Types and schema know custom calls in whole answers only; in chunks they are put as those."""
+    for choice in chunk.get("choices", ()):
+        for call in choice["delta"].get("tool_calls") or ():
+            if "custom" in call:
+                custom = call.pop("custom")
+                assert custom.keys() <= {"name", "input"} and call.pop("type", "custom") == "custom"
+                call["function"] = {"arguments": custom["input"]}
+
+
 def _decode(embeddings: dict[str, Any]) -> None:
     """Types and schema know one of the two encodings."""
     for item in embeddings.get("data", ()):
@@ -155,6 +165,7 @@ def _decode(embeddings: dict[str, Any]) -> None:
 
 # Where an answer is right and both others are wrong: what makes of it something that they know.
 _EXCEPTIONS: dict[str, Callable[[dict[str, Any]], None]] = {
+    "chat chunk": _custom,
     "completion": _first_token,
     "completion chunk": _unfinished,
     "embeddings": _decode,

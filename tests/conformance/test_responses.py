@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
 from clients import MESSAGES, MODEL, events_of, serving
-from fakes import FakeBackend
+from fakes import FakeBackend, spelling
 from shapes import SHAPES, SPECIFICATION, check, check_error, problems, skip_without
 
 pytestmark = pytest.mark.anyio
@@ -40,6 +41,22 @@ FORMAT = {
     },
 }
 NAMED = {"type": "function", "function": {"name": "weather"}}
+CUSTOM = {
+    "type": "custom",
+    "custom": {
+        "name": "code",
+        "format": {"type": "grammar", "grammar": {"syntax": "regex", "definition": "[ab]{3}"}},
+    },
+}
+ALLOWED = {
+    "type": "allowed_tools",
+    "allowed_tools": {"mode": "required", "tools": [NAMED]},
+}
+THINKING = (
+    "{% for m in messages %}<{{ m.role }}>{% if m.reasoning_content %}<think>"
+    "{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
 
 REQUIRED = {"tools": [WEATHER], "tool_choice": "required", "max_tokens": 100}
 
@@ -63,6 +80,14 @@ CHATS: dict[str, dict[str, Any]] = {
     },
     "calls in choices": {"tools": [WEATHER], "tool_choice": NAMED, "max_tokens": 100, "n": 2},
     "a cut call": {"tools": [WEATHER], "tool_choice": "required", "max_tokens": 3},
+    "a custom call": {
+        "tools": [WEATHER, CUSTOM], "tool_choice": {"type": "custom", "custom": {"name": "code"}},
+        "max_tokens": 100,
+    },
+    "an allowed call": {
+        "tools": [CUSTOM, WEATHER], "tool_choice": ALLOWED, "parallel_tool_calls": False,
+        "max_tokens": 100,
+    },
     "tools that are not used": {"tools": [WEATHER], "tool_choice": "none"},
     "tools at will": {"tools": [WEATHER], "parallel_tool_calls": False},
     "a call of before": {
@@ -136,32 +161,42 @@ def accumulated(deltas: list[dict[str, Any]]) -> dict[str, Any]:
     message: dict[str, Any] = {"content": None}
     calls: dict[int, dict[str, Any]] = {}
     for delta in deltas:
-        if delta.get("content") is not None:
-            message["content"] = (message["content"] or "") + delta["content"]
+        for key in ("content", "reasoning_content"):
+            if delta.get(key) is not None:
+                message[key] = (message.get(key) or "") + delta[key]
         if "function_call" in delta:
-            whole = message.setdefault("function_call", {"name": "", "arguments": ""})
-            for key, part in delta["function_call"].items():
-                whole[key] += part
+            append(message.setdefault("function_call", {}), delta["function_call"])
         for part in delta.get("tool_calls", ()):
-            if part["index"] not in calls:  # the name comes first, and whole
-                assert part["id"] and part["type"] == "function" and part["function"]["name"]
-                calls[part["index"]] = {"function": {"arguments": "", **part["function"]}}
-            else:
-                assert not part.get("id") and not part["function"].get("name")
-                calls[part["index"]]["function"]["arguments"] += part["function"]["arguments"]
+            kind = "custom" if "custom" in part else "function"
+            first = part["index"] not in calls
+            # The name comes first, and whole.
+            assert first == bool(part.get("id")) == bool(part[kind].get("name"))
+            assert part.get("type") == (kind if first else None)
+            append(calls.setdefault(part["index"], {}).setdefault(kind, {}), part[kind])
     if calls:
         assert sorted(calls) == list(range(len(calls)))
         message["tool_calls"] = [calls[index] for index in sorted(calls)]
     return message
 
 
+def append(whole: dict[str, str], part: dict[str, str]) -> None:
+    for key, piece in part.items():
+        whole[key] = whole.get(key, "") + piece
+
+
 def check_choice(case: str, message: dict[str, Any], reason: str) -> None:
     """What the grammar guarantees, whatever the model wants."""
-    if case in ("a required call", "a named call", "a call and logprobs", "calls in choices"):
+    if case in (
+        "a required call", "a named call", "a call and logprobs", "calls in choices",
+        "an allowed call",
+    ):  # fmt: skip
         (call,) = message["tool_calls"]
         assert call["function"]["name"] == "weather"
         check_weather(call["function"]["arguments"])
         assert reason == "tool_calls"
+    elif case == "a custom call":
+        (call,) = message["tool_calls"]
+        assert call["custom"]["name"] == "code" and re.fullmatch("[ab]{3}", call["custom"]["input"])
     elif case == "as many calls as fit":
         check_weather(message["tool_calls"][0]["function"]["arguments"])
     elif case == "a call of before":
@@ -180,6 +215,28 @@ def check_weather(text: str) -> None:
     value = json.loads(text)
     assert value.keys() == {"city", "metric"}
     assert value["city"] in ("Paris", "Rome") and isinstance(value["metric"], bool)
+
+
+@pytest.mark.parametrize("more", [{}, STREAM], ids=["whole", "stream"])
+async def test_reasoning_is_no_content(more: dict[str, Any]) -> None:
+    backend = FakeBackend(
+        n_ctx=N_CTX, chat_template=THINKING, next_token=spelling("<think>Hm.</think>Yes.")
+    )
+    async with serving(backend) as client:
+        body = {**CHAT, "max_tokens": 100, **more}
+        response = await client.post("/v1/chat/completions", json=body)
+    if not more:
+        check("chat", response.json())
+        (choice,) = response.json()["choices"]
+        message = choice["message"]
+    else:
+        *chunks, last = events_of(response)
+        for chunk in chunks:
+            check("chat chunk", chunk)
+        message = accumulated([chunk["choices"][0]["delta"] for chunk in chunks])
+    if "<think>" in message["content"]:
+        pytest.skip("the server does not tell reasoning from content yet")
+    assert (message["reasoning_content"], message["content"]) == ("Hm.", "Yes.")
 
 
 async def test_the_progress_of_a_long_prompt() -> None:
