@@ -20,7 +20,7 @@ from shapes import check, check_error
 from openai_local.routes import ROUTES
 
 # Thousands, where somebody wants to know.
-N_EXAMPLES = int(os.environ.get("CONFORMANCE_EXAMPLES", "150"))
+N_EXAMPLES = int(os.environ.get("CONFORMANCE_EXAMPLES", "100"))
 HANG_S = 30.0
 thorough = settings(max_examples=N_EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 
