@@ -88,6 +88,8 @@ class Sequence:
     @property
     def n_to_checkpoint(self) -> int:
         """How many to compute until its state is to be saved, or its prompt is done."""
+        if not self.checkpoints:
+            return self.n_to_compute
         ahead = [n for n in self.checkpoints if n > self.n_computed]
         return min(ahead, default=len(self.tokens)) - self.n_computed
 
