@@ -132,6 +132,12 @@ async def test_without_parallel_calls_there_is_one() -> None:
     assert len(answer["message"]["tool_calls"]) == 1
 
 
+async def test_a_tool_that_is_named_is_called_once() -> None:
+    choice = {"type": "function", "function": {"name": "get_weather"}}
+    answer = await ask(says(f"{_HERMES_CALL}\n{_HERMES_CALL}"), tool_choice=choice)
+    assert len(answer["message"]["tool_calls"]) == 1
+
+
 async def test_an_answer_without_calls_is_an_answer() -> None:
     answer = await ask(says("It rains < snows."))
     assert answer["message"] == {
@@ -295,6 +301,8 @@ def function(name: str = "f", **fields: Any) -> dict[str, Any]:
 
 
 _BAD: dict[str, Any] = {"type": "object", "properties": {"a": {"not": {"type": "string"}}}}
+# What llguidance would pass over.
+_BAD_HERE = {"type": "object", "properties": {"a": {"divisibleBy": 2}}}
 _LARK = {"type": "grammar", "grammar": {"syntax": "lark", "definition": 'start: "a"'}}
 
 
@@ -307,6 +315,8 @@ _LARK = {"type": "grammar", "grammar": {"syntax": "lark", "definition": 'start: 
         ({"tools": [function(foo=1)]}, "tools.[0].function.foo"),
         ({"tools": [function(parameters={"type": "array"})]}, "tools.[0].function.parameters"),
         ({"tools": [function("g"), function(parameters=_BAD)]}, "tools.[1].function.parameters"),
+        ({"tools": [function("g"), function(parameters=_BAD_HERE)]},
+         "tools.[1].function.parameters"),
         ({"tools": [function(f"f{i}") for i in range(129)]}, "tools"),
         ({"tools": [{"type": "custom", "custom": {"name": "f", "format": _LARK}}]},
          "tools.[0].custom.format.grammar.syntax"),
