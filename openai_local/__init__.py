@@ -12,7 +12,8 @@ The life of a request:
 6. ``engine/scheduler.py`` picks each step's tokens: every running sequence's, then prompt chunks;
 7. ``engine/llama/`` decodes them with llama.cpp; ``engine/text.py`` makes text of the tokens;
 8. ``engine/bridge.py`` wakes the event loop once a step with all that the step made;
-9. the endpoint turns deltas into chunks, ``routes/sse.py`` sends them, or they are folded to one.
+9. ``chat_parser.py`` takes thoughts and calls out of a chat's text, the endpoint makes chunks of
+   all that, ``routes/sse.py`` sends them, or they are folded to one.
 
 Importing this package imports neither llama_cpp nor a web framework: each is imported on use.
 """

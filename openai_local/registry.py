@@ -44,7 +44,7 @@ class UnknownModel(Exception):
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model that is ready to use. ``template`` None: it cannot chat, ``no_chat`` says why."""
+    """A model that is ready to use. ``language`` None: it cannot chat, ``no_chat`` says why."""
 
     id: str
     engine: Engine
@@ -240,7 +240,9 @@ class Registry:
         try:
             info = ready.result()
             template, no_chat = self._template(engine, info)
-            language = ChatLanguage(template, engine.vocabulary) if template else None
+            language = None
+            if template is not None:
+                language, no_chat = _language(template, engine)
             loaded = LoadedModel(entry.id, engine, info, template, no_chat, language)
             with self._lock:
                 if self._closed or entry.engine is not engine:
@@ -282,3 +284,14 @@ class Registry:
         except TemplateError as error:
             return None, str(error)
         return template, ""
+
+
+def _language(template: ChatTemplate, engine: Engine) -> tuple[ChatLanguage | None, str]:
+    """What a template makes of probes; a model whose template fails is still one for texts."""
+    try:
+        return ChatLanguage(template, engine.vocabulary), ""
+    except EngineStopped:
+        raise
+    except Exception as error:
+        logger.exception("the chat template cannot be understood")
+        return None, f"its chat template cannot be understood: {error!r}"

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import anyio
+import jsonschema
 import pytest
 from clients import MESSAGES, MODEL, events_of, serving
 from fakes import FakeBackend, spelling
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from tool_calls import ADD, TOOLS, WEATHER
 
@@ -63,7 +67,6 @@ def put_together(chunks: list[Any]) -> dict[int, dict[str, Any]]:
     """What a client makes of a stream: message and finish reason by choice."""
     choices: dict[int, dict[str, Any]] = {}
     for chunk in chunks:
-        ChatCompletionChunk.model_validate(chunk)
         for part in chunk["choices"]:
             choice = choices.setdefault(part["index"], {"content": "", "calls": [], "reason": None})
             assert choice["reason"] is None, "nothing comes after the end"
@@ -86,8 +89,10 @@ async def ask(backend: FakeBackend, **fields: Any) -> dict[str, Any]:
         whole = await client.post(PATH, json=body(**fields))
         streamed = await client.post(PATH, json=body(stream=True, **fields))
     assert whole.status_code == 200, whole.text
-    ChatCompletion.model_validate(whole.json())
+    ChatCompletion.model_validate(whole.json(), strict=True, extra="forbid")
     (choice,) = whole.json()["choices"]
+    for chunk in events_of(streamed):
+        ChatCompletionChunk.model_validate(chunk, strict=True, extra="forbid")
     (pieces,) = put_together(events_of(streamed)).values()
     message = choice["message"]
     calls = message.get("tool_calls", [])
@@ -411,3 +416,38 @@ async def test_a_tool_without_parameters_is_called_without() -> None:
     answer = await ask(says(said), tools=[function("now")], tool_choice="required", max_tokens=200)
     assert answer["message"]["tool_calls"][0]["function"]["arguments"] == "{}"
     assert ADD["function"]["name"] == "add"
+
+
+_PIECES = (
+    "<tool_call>", "\n", '{"name": "', "get_weather", '", "arguments": ', '{"city": "', 'Paris"}',
+    "}", "</tool_call>", "<function=add>", "<parameter=numbers>", "[1, 2]", "</parameter>",
+    "</function>", '", "parameters": ', "add", "Hm < é.", "<tool", " ",
+)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    pieces=st.lists(st.sampled_from(_PIECES), max_size=12),
+    template=st.sampled_from(FAMILIES),
+    required=st.booleans(),
+)
+def test_whatever_a_model_would_say_its_calls_are_valid(
+    pieces: list[str], template: str, required: bool
+) -> None:
+    schemas = {t["function"]["name"]: t["function"]["parameters"] for t in TOOLS}
+
+    async def check() -> None:
+        choice = "required" if required else "auto"
+        said = says("".join(pieces), template)
+        got = await ask(said, tool_choice=choice, max_tokens=300)
+        calls = got["message"].get("tool_calls", [])
+        if got["finish_reason"] == "length":
+            calls = calls[:-1]  # the last was cut off
+        else:
+            assert bool(calls) == (got["finish_reason"] == "tool_calls")
+            assert calls or not required
+        for call in calls:
+            arguments = json.loads(call["function"]["arguments"])
+            jsonschema.validate(arguments, schemas[call["function"]["name"]])
+
+    anyio.run(check)

@@ -211,10 +211,20 @@ class Backend(Protocol):
         """Of the model, and of all that decides what a state means."""
         ...
 
-    def decode(self, batch: Batch) -> Floats:
-        """Shape (n_outputs, n_vocab), rows in the batch's order, valid until the next decode.
+    @property
+    def asynchronous(self) -> bool:
+        """Whether :meth:`start` returns before the work is done, and what this thread does
+        meanwhile takes nothing from it."""
+        ...
 
-        The rows may be written to. Raises DecodeFailed.
+    def start(self, batch: Batch) -> None:
+        """Begin a decode; the next call is :meth:`rows`. Raises DecodeFailed: nothing began."""
+        ...
+
+    def rows(self) -> Floats:
+        """Wait for what was started. Shape (n_outputs, n_vocab), in the batch's order.
+
+        Valid until the next start; may be written to. Raises DecodeFailed, but no NO_PLACE.
         """
         ...
 

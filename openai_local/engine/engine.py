@@ -21,7 +21,7 @@ from openai_local.engine.constraints import (
     ConstraintCompiler,
     too_slow,
 )
-from openai_local.engine.core import Cancel, EngineCore, Message, Submit
+from openai_local.engine.core import EngineCore
 from openai_local.engine.embedder import EmbeddingJob
 from openai_local.engine.errors import (
     EmptyPrompt,
@@ -34,6 +34,7 @@ from openai_local.engine.errors import (
     QueueFull,
     Unsupported,
 )
+from openai_local.engine.intake import Cancel, Message, Submit
 from openai_local.engine.messages import (
     CompiledConstraint,
     Constraint,
