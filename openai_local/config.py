@@ -33,7 +33,9 @@ class Settings(BaseSettings):
 
     model: Path | None = Field(None, description="GGUF file; the packaged SmolLM2 if not given")
     model_id: str | None = Field(None, description="Its name in the API; from the file's name")
-    embedding_model: Path | None = Field(None, description="GGUF file that serves embeddings")
+    embedding_model: Path | None = Field(
+        None, description="GGUF file that serves embeddings or reranks"
+    )
     embedding_model_id: str | None = Field(None, description="Its name in the API")
     chat_template: Path | None = Field(None, description="Jinja file used for the model's own")
     requantize: bool = Field(True, description="Use the packaged SmolLM2 as Q8_0")

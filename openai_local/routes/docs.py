@@ -5,7 +5,8 @@ The page is made here and asks nobody for anything: hosts are often offline.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from html import escape
 from typing import Any
 
@@ -31,24 +32,34 @@ Json = dict[str, Any]
 
 
 async def document(services: Services, request: Request) -> ASGIApp:
-    whole = await _document(services, request, "/openapi.json")
-    return Response(to_json(whole), media_type="application/json")
+    content = await _made(services, request, "/openapi.json", _json)
+    return Response(content, media_type="application/json")
 
 
 async def page(services: Services, request: Request) -> ASGIApp:
-    whole = await _document(services, request, "/docs")
-    return HTMLResponse(await off_loop(INLINE_CHARS + 1, lambda: _page(whole)), headers=HEADERS)
+    return HTMLResponse(await _made(services, request, "/docs", _html), headers=HEADERS)
 
 
-async def _document(services: Services, request: Request, path: str) -> Json:
+async def _made(
+    services: Services, request: Request, path: str, make: Callable[[bool, str], bytes]
+) -> bytes:
     if not services.settings.docs:
         raise RequestError(
             f"Unknown request URL: GET {request.url.path}.", code="unknown_url", status=404
         )
     needs_key, server = services.settings.api_key is not None, _base(request, path)
-    return await off_loop(
-        INLINE_CHARS + 1, lambda: openapi.document(needs_key=needs_key, server=server)
-    )
+    return await off_loop(INLINE_CHARS + 1, lambda: make(needs_key, server))
+
+
+# Nobody needs a key for them, so that they must cost next to nothing.
+@lru_cache(maxsize=8)
+def _json(needs_key: bool, server: str) -> bytes:
+    return to_json(openapi.document(needs_key=needs_key, server=server))
+
+
+@lru_cache(maxsize=8)
+def _html(needs_key: bool, server: str) -> bytes:
+    return _page(openapi.document(needs_key=needs_key, server=server)).encode()
 
 
 def _base(request: Request, path: str) -> str:

@@ -1,4 +1,4 @@
-"""Rerankers of both kinds against llama.cpp by itself: tiny ones with random weights."""
+"""Rerankers of both kinds, and infill, against llama.cpp by itself: tiny random models."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 from assets import tiny
@@ -104,3 +105,26 @@ async def test_what_does_not_rank_refuses_to(tmp_path: Path) -> None:
     async with Engine(EngineConfig(path, n_ctx=64, n_threads=1)) as engine:
         with pytest.raises(Unsupported, match="rerank"):
             await engine.rank([[1, 2]])
+
+
+async def test_the_marks_for_files_and_around_a_middle_are_those_of_the_file(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "model.gguf"
+    ids = {"pre": 10, "suf": 11, "mid": 12, "rep": 13, "sep": 14}
+
+    def add_marks(writer: gguf.GGUFWriter) -> None:
+        for name, token in ids.items():
+            writer.add_uint32(f"tokenizer.ggml.fim_{name}_token_id", token)
+
+    tiny.llama(path, edit=add_marks)
+    app = openai_local.app(path, n_ctx=256, n_threads=1)
+    body = {"input_prefix": "a", "input_suffix": "b", "n_predict": 3, "return_tokens": True}
+    async with client_of(app) as client, app.lifespan():
+        loaded = app.registry.loaded(app.registry.default_id)
+        assert loaded is not None
+        assert loaded.engine.vocabulary.fill_in_the_middle() == (10, 11, 12)
+        assert loaded.engine.vocabulary.file_marks() == (13, 14)
+        answer = (await client.post("/infill", json=body)).json()
+    assert answer["tokens_evaluated"] == 1 + 3 + 2
+    assert len(answer["tokens"]) == answer["tokens_predicted"] == 3
