@@ -115,6 +115,7 @@ def running(args: argparse.Namespace) -> Iterator[list[Server]]:
             asyncio.run(warm(server, extras=args.extras))
         yield servers
     finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would leave some running
         for server in servers:
             stop(server)
 

@@ -12,7 +12,8 @@ The life of a request:
 6. ``engine/scheduler.py`` picks each step's tokens: every running sequence's, then prompt chunks;
 7. ``engine/llama/`` decodes them with llama.cpp; ``engine/text.py`` makes text of the tokens;
 8. ``engine/bridge.py`` wakes the event loop once a step with all that the step made;
-9. the endpoint turns deltas into chunks, ``routes/sse.py`` sends them, or they are folded to one.
+9. ``chat_parser.py`` takes thoughts and calls out of a chat's text, the endpoint makes chunks of
+   all that, ``routes/sse.py`` sends them, or they are folded to one.
 
 Importing this package imports neither llama_cpp nor a web framework: each is imported on use.
 """
@@ -23,6 +24,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from openai_local.application import Application
@@ -39,6 +41,7 @@ __all__ = [
     "EngineError",
     "Settings",
     "app",
+    "merge_openapi",
 ]
 
 _ROOMS = {
@@ -69,6 +72,23 @@ def app(model: str | Path | None = None, **options: Any) -> Application:
     if model is not None:
         options["model"] = model
     return Application(load_settings(**options))
+
+
+def merge_openapi(
+    host: Mapping[str, Any], local: Application, prefix: str = "/v1"
+) -> dict[str, Any]:
+    """``host``, an application's OpenAPI document, with that of ``local``, mounted at ``prefix``.
+
+    A new document: neither is changed, and ours has names of its own in it. In FastAPI::
+
+        own = app.openapi
+        app.openapi = lambda: openai_local.merge_openapi(own(), local)
+
+    Raises ValueError where the host has a path of ours already.
+    """
+    from openai_local.routes.openapi import merged
+
+    return merged(host, local.openapi(prefix), prefix)
 
 
 def __getattr__(name: str) -> Any:

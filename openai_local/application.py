@@ -16,6 +16,7 @@ from openai_local.engine import Engine, EngineConfig, EngineStopped
 from openai_local.registry import Registry
 from openai_local.routes.endpoint import not_found
 from openai_local.routes.host import stopping, unless_stopping
+from openai_local.routes.openapi import document
 from openai_local.routes.services import Services
 
 logger = logging.getLogger(__name__)
@@ -67,6 +68,10 @@ class Application:
             yield
         finally:
             await self.aclose()
+
+    def openapi(self, prefix: str = "") -> dict[str, Any]:
+        """The OpenAPI document of the routes as they are below ``prefix``."""
+        return document(needs_key=self.settings.api_key is not None, server=prefix or "/")
 
     async def aclose(self) -> None:
         """Stop all engines and free all models; whoever waits gets an error. Safe to repeat."""

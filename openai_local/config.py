@@ -38,6 +38,7 @@ class Settings(BaseSettings):
     chat_template: Path | None = Field(None, description="Jinja file used for the model's own")
     requantize: bool = Field(True, description="Use the packaged SmolLM2 as Q8_0")
     api_key: str | None = Field(None, description="Bearer token that requests must carry")
+    docs: bool = Field(True, description="Serve /openapi.json and /docs, without a key")
     max_body_bytes: int = Field(32 << 20, ge=1, description="Longer request bodies get 413")
     n_ctx: int | None = Field(None, ge=8, lt=MAX_SIZE, description="The longest sequence")
     n_parallel: int | None = Field(

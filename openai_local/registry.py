@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from openai_local.chat_language import ChatLanguage
 from openai_local.chat_template import ChatTemplate, TemplateError
 from openai_local.config import ConfigError, Settings
 from openai_local.engine import Engine, EngineConfig, EngineStopped, ModelInfo, ModelLoadFailed
@@ -43,13 +44,14 @@ class UnknownModel(Exception):
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model that is ready to use. ``template`` None: it cannot chat, ``no_chat`` says why."""
+    """A model that is ready to use. ``language`` None: it cannot chat, ``no_chat`` says why."""
 
     id: str
     engine: Engine
     info: ModelInfo
     template: ChatTemplate | None
     no_chat: str
+    language: ChatLanguage | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +240,10 @@ class Registry:
         try:
             info = ready.result()
             template, no_chat = self._template(engine, info)
-            loaded = LoadedModel(entry.id, engine, info, template, no_chat)
+            language = None
+            if template is not None:
+                language, no_chat = _language(template, engine)
+            loaded = LoadedModel(entry.id, engine, info, template, no_chat, language)
             with self._lock:
                 if self._closed or entry.engine is not engine:
                     raise EngineStopped
@@ -279,3 +284,14 @@ class Registry:
         except TemplateError as error:
             return None, str(error)
         return template, ""
+
+
+def _language(template: ChatTemplate, engine: Engine) -> tuple[ChatLanguage | None, str]:
+    """What a template makes of probes; a model whose template fails is still one for texts."""
+    try:
+        return ChatLanguage(template, engine.vocabulary), ""
+    except EngineStopped:
+        raise
+    except Exception as error:
+        logger.exception("the chat template cannot be understood")
+        return None, f"its chat template cannot be understood: {error!r}"

@@ -6,6 +6,7 @@ copy or a stale prefix changes the text. What llama.cpp would abort on is an ass
 
 from __future__ import annotations
 
+import re
 import time
 import zlib
 from collections.abc import Callable, Sequence
@@ -69,20 +70,36 @@ def continuation(prompt: Sequence[int], n: int, next_token: NextToken = letters)
 
 
 class FakeVocabulary:
-    """A token a byte; 256 ends a text, 257 begins it if wanted, 258 is written <|control|>."""
+    """A token a byte; 256 ends a text, 257 begins it if wanted, 258 is written <|control|>.
 
-    n_tokens = N_VOCAB
-    control_tokens = ("<|control|>",)
+    ``controls`` are more control tokens, from 260 on; those of ``ends`` end a text, too.
+    """
 
-    def __init__(self, add_bos: bool = False, fim: tuple[int, int, int] | None = None) -> None:
+    marks_of_files: tuple[int | None, int | None] = (None, None)
+
+    def __init__(
+        self,
+        add_bos: bool = False,
+        fim: tuple[int, int, int] | None = None,
+        controls: Sequence[str] = (),
+        ends: Sequence[str] = (),
+    ) -> None:
         self._add_bos = add_bos
         self._fim = fim
+        self.n_tokens = N_VOCAB + len(controls)
+        self.control_tokens = ("<|control|>", *controls)
+        self._ids = {"<|control|>": CONTROL}
+        self._ids.update((text, N_VOCAB + i) for i, text in enumerate(controls))
+        self._names = {EOG: "<|end|>", BOS: "<|begin|>"}
+        self._names.update((token, text) for text, token in self._ids.items())
+        self._eog = (EOG, *(self._ids[text] for text in ends))
+        self._split = re.compile(f"({'|'.join(map(re.escape, self._ids))})")
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         tokens = [BOS] if add_special and self._add_bos else []
-        pieces = text.split("<|control|>") if parse_special else [text]
-        for i, piece in enumerate(pieces):
-            tokens += ([CONTROL] if i else []) + list(piece.encode())
+        for piece in self._split.split(text) if parse_special else [text]:
+            known = parse_special and piece in self._ids
+            tokens += [self._ids[piece]] if known else list(piece.encode())
         return tokens
 
     def bos(self) -> int | None:
@@ -93,20 +110,27 @@ class FakeVocabulary:
         return bytes([token]) if token < 256 else b""
 
     def name(self, token: int) -> str:
-        return {EOG: "<|end|>", BOS: "<|begin|>", CONTROL: "<|control|>"}.get(token, "")
+        return self._names.get(token, "")
+
+    def around_pair(self) -> tuple[Sequence[int], Sequence[int], Sequence[int]]:
+        return ([BOS] if self._add_bos else [], [EOG, CONTROL], [EOG])
 
     def fill_in_the_middle(self) -> tuple[int, int, int] | None:
         return self._fim
 
+    def file_marks(self) -> tuple[int | None, int | None]:
+        return self.marks_of_files
+
     def spelling(self, token: int) -> tuple[bytes, bool]:
-        names = {EOG: b"<|end|>", BOS: b"<|begin|>", CONTROL: b"<|control|>"}
-        return (names.get(token, b"<|unused|>"), True) if token > 255 else (bytes([token]), False)
+        if token < 256:
+            return bytes([token]), False
+        return self._names.get(token, "<|unused|>").encode(), True
 
     def is_eog(self, token: int) -> bool:
-        return token == EOG
+        return token in self._eog
 
     def eog_tokens(self) -> Sequence[int]:
-        return (EOG,)
+        return self._eog
 
     def suppressed_tokens(self) -> Sequence[int]:
         return ()
@@ -141,8 +165,9 @@ class FakeEmbedding:
 
     n_seq = 4
 
-    def __init__(self, n_embd: int, n_batch: int, whole_inputs: bool) -> None:
+    def __init__(self, n_embd: int, n_batch: int, whole_inputs: bool, ranks: bool) -> None:
         self.n_max = 64
+        self.ranks = ranks
         self.n_batch = 64 if whole_inputs else n_batch
         self.whole_inputs = whole_inputs
         self._n_embd = n_embd
@@ -255,11 +280,18 @@ class FakeBackend:
         faults: Callable[[Batch], int] = lambda batch: 0,
         state_faults: Callable[[], bool] = lambda: False,
         whole_inputs: bool = False,
+        can_rank: bool = False,
+        rerank_template: str | None = None,
         fim: tuple[int, int, int] | None = None,
+        controls: Sequence[str] = (),
+        ends: Sequence[str] = (),
+        asynchronous: bool = False,
     ) -> None:
+        self.asynchronous = asynchronous
+        self._started: Floats | DecodeFailed | None = None  # what rows are to give
         self.n_slots = n_slots
         self.n_batch = n_batch
-        self.vocabulary = FakeVocabulary(add_bos, fim)
+        self.vocabulary = FakeVocabulary(add_bos, fim, controls, ends)
         self.slots: list[list[int]] = [[] for _ in range(n_slots)]
         self.closed = False
         self.batches: list[Batch] = []
@@ -281,14 +313,36 @@ class FakeBackend:
         self._state_faults = state_faults
         self._n_refused = 0
         self._whole_inputs = whole_inputs
+        n_vocab = self.vocabulary.n_tokens
         self.info = ModelInfo(
-            path="fake.gguf", description="fake", n_params=0, n_vocab=N_VOCAB, n_embd=8,
+            path="fake.gguf", description="fake", n_params=0, n_vocab=n_vocab, n_embd=8,
             n_ctx_train=n_ctx, n_ctx=n_ctx, n_parallel=n_parallel or n_slots,
             can_generate=can_generate, chat_template=chat_template, bos_token="", eos_token="",
-            sampling_defaults=sampling_defaults or {},
+            sampling_defaults=sampling_defaults or {}, can_rank=can_rank,
+            rerank_template=rerank_template,
         )  # fmt: skip
 
-    def decode(self, batch: Batch) -> Floats:
+    def start(self, batch: Batch) -> None:
+        """A fault other than NO_PLACE shows when the rows are asked for, if asynchronous."""
+        self._check_rests()
+        try:
+            self._started = self._decode(batch)
+        except DecodeFailed as failure:
+            if failure.code == NO_PLACE or not self.asynchronous:
+                raise
+            self._started = failure
+
+    def rows(self) -> Floats:
+        started, self._started = self._started, None
+        assert started is not None, "a decode was started"
+        if isinstance(started, DecodeFailed):
+            raise started
+        return started
+
+    def _check_rests(self) -> None:
+        assert self._started is None, "what a decode works on is left alone"
+
+    def _decode(self, batch: Batch) -> Floats:
         assert not self.closed, "nothing is decoded after the end"
         assert 0 < len(batch) <= self.n_batch
         assert list(batch.slots) == sorted(batch.slots), "slots ascend"
@@ -311,13 +365,13 @@ class FakeBackend:
             held = self.slots[slot]
             assert position == len(held), f"slot {slot} holds {len(held)}, not {position}"
             assert len(held) < self.info.n_ctx, "the context is full"
-            assert 0 <= token < N_VOCAB
+            assert 0 <= token < self.info.n_vocab
             self._append(int(slot), int(token))
             if output:
-                row = np.zeros(N_VOCAB, np.float32)
+                row = np.zeros(self.info.n_vocab, np.float32)
                 row[self._next_token(held)] = 10
                 rows.append(row)
-        return np.stack(rows) if rows else np.empty((0, N_VOCAB), np.float32)
+        return np.stack(rows) if rows else np.empty((0, self.info.n_vocab), np.float32)
 
     @property
     def n_used(self) -> int:
@@ -329,6 +383,7 @@ class FakeBackend:
         self._cells[slot].append(object())
 
     def copy(self, source: int, target: int) -> None:
+        self._check_rests()
         assert source != target
         if self.unified and self._windowed:
             self.truncate(target, 0)
@@ -347,6 +402,7 @@ class FakeBackend:
             self._copying |= {source, target}
 
     def truncate(self, slot: int, n_keep: int) -> bool:
+        self._check_rests()
         held = self.slots[slot]
         n_dropped = len(held) - n_keep
         kept = 0 <= n_dropped <= self.n_drop_max and n_keep >= self._n_whole[slot]
@@ -358,6 +414,7 @@ class FakeBackend:
         return kept
 
     def save(self, slot: int) -> State | None:
+        self._check_rests()
         if slot in self._copying:
             return None
         if self._state_faults():
@@ -368,6 +425,7 @@ class FakeBackend:
         return np.array(self.slots[slot], np.int32).view(np.uint8)
 
     def load(self, slot: int, state: State) -> bool:
+        self._check_rests()
         if slot in self._copying:
             self.truncate(slot, 0)
             return False
@@ -388,7 +446,7 @@ class FakeBackend:
         return FakeDraw(seed if sampling.seed is not None else 0)
 
     def open_embedding(self) -> FakeEmbedding:
-        return FakeEmbedding(self.info.n_embd, self.n_batch, self._whole_inputs)
+        return FakeEmbedding(self.info.n_embd, self.n_batch, self._whole_inputs, self.info.can_rank)
 
     def close(self) -> None:
         self.closed = True
@@ -396,6 +454,7 @@ class FakeBackend:
     def reopen(self) -> None:
         """As after a restart."""
         self.closed = False
+        self._started = None
         self._copying.clear()
         for slot in range(self.n_slots):
             self.truncate(slot, 0)

@@ -51,5 +51,20 @@ class Reference:
             lib.llama_batch_free(batch)
             lib.llama_free(context)
 
+    def scores(self, tokens: Sequence[int], n: int = 1) -> np.ndarray[Any, Any]:
+        """What a reranker says of one input, shape (n,)."""
+        params = lib.llama_context_default_params()
+        params.n_ctx = params.n_batch = params.n_ubatch = len(tokens)
+        params.n_threads = params.n_threads_batch = self._n_threads
+        params.embeddings, params.pooling_type = True, lib.LLAMA_POOLING_TYPE_RANK
+        context = lib.llama_init_from_model(self._model, params)
+        c_tokens = (lib.llama_token * len(tokens))(*tokens)
+        try:
+            compute = lib.llama_decode if lib.llama_get_memory(context) else lib.llama_encode
+            assert compute(context, lib.llama_batch_get_one(c_tokens, len(tokens))) == 0
+            return np.ctypeslib.as_array(lib.llama_get_embeddings_seq(context, 0), (n,)).copy()
+        finally:
+            lib.llama_free(context)
+
     def close(self) -> None:
         lib.llama_model_free(self._model)

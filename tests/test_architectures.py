@@ -404,7 +404,7 @@ async def test_a_memory_that_cannot_be_cut_is_emptied(
 
 
 def compute(backend: LlamaBackend, slot: int, n: int, start: int = 0) -> None:
-    backend.decode(
+    backend.start(
         Batch(
             tokens=np.arange(n, dtype=np.int32) % 26 + FIRST_BYTE + 97,
             positions=np.arange(start, start + n, dtype=np.int32),
@@ -412,6 +412,7 @@ def compute(backend: LlamaBackend, slot: int, n: int, start: int = 0) -> None:
             outputs=np.zeros(n, np.int8),
         )
     )
+    assert len(backend.rows()) == 0
 
 
 COSTS = {

@@ -124,34 +124,13 @@ async def test_every_role_and_text_parts_reach_the_template() -> None:
         {"role": "user", "content": "question", "name": "ann"},
         {"role": "assistant", "content": "reply"},
         {"role": "assistant", "content": None, "refusal": "no"},
-        {"role": "tool", "content": "result", "tool_call_id": "1"},
     ]  # fmt: skip
     backend = FakeBackend()
     async with serving(backend) as client:
         response = await client.post(PATH, json=body(messages=messages))
     assert response.status_code == 200
-    prompt = (
-        "<system>rules<system>a\nb<user>question<assistant>reply<assistant>no<tool>result"
-        "<assistant>"
-    )
+    prompt = "<system>rules<system>a\nb<user>question<assistant>reply<assistant>no<assistant>"
     assert bytes(backend.slots[0]).decode().startswith(prompt)
-
-
-async def test_tool_calls_reach_a_template_that_knows_them_and_no_other() -> None:
-    calls = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}]
-    messages = [{"role": "assistant", "tool_calls": calls}]
-    knowing = (
-        "{% for call in messages[0].tool_calls %}{{ call.function.name }}"
-        "{{ call.function.arguments | tojson }}{% endfor %}<assistant>"
-    )
-    backend = FakeBackend(chat_template=knowing)
-    async with serving(backend) as client, serving() as other:
-        taken = await client.post(PATH, json=body(messages=messages))
-        refused = await other.post(PATH, json=body(messages=messages))
-    assert taken.status_code == 200
-    assert bytes(backend.slots[0]).decode().startswith('f{"x": 1}<assistant>')
-    assert refused.status_code == 400
-    assert refused.json()["error"]["param"] == "messages.[0].tool_calls"
 
 
 async def test_control_tokens_in_what_users_write_stay_text() -> None:
@@ -220,8 +199,8 @@ async def test_the_models_own_sampling_holds_where_the_body_is_silent() -> None:
             "stream_options.foo",
             "unknown_parameter",
         ),
-        ({"tools": [{}]}, "tools", "unsupported_parameter"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
+        ({"tools": [{}]}, "tools.[0]", "invalid_value"),
+        ({"response_format": {"type": "xml"}}, "response_format", "invalid_value"),
         ({"store": 0}, "store", "unsupported_parameter"),
         ({"temprature": 1}, "temprature", "unknown_parameter"),
         ({"top_k": -1}, "top_k", "invalid_value"),

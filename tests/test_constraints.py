@@ -211,6 +211,8 @@ def test_grammars_accept_what_they_say(kind: Any, text: Any, yes: str, no: str) 
         ("lark", 'start: x\nx[temperature=0.5]: "a"', "temperature"),
         ("lark", 'start: x "b"\nx[stop="b"]: /.*/', "stop"),
         ("lark", 'start: %json {"x-guidance": {"lenient": true}}', "x-guidance"),
+        ("lark", 'start: %json {"x-guidance": {"item_separator": ";"}}', "x-guidance"),
+        ("lark", 'start: %json {"x-guidance": 1}', "x-guidance"),
         ("lark", 'start: "a" %json\n {"not": {}}', "not"),
         ("lark", "start: %json {", "not JSON"),
         ("gbnf", 'x ::= "a"', "root"),
@@ -438,3 +440,11 @@ def test_large_and_deep_schemas_are_refused_and_do_not_end_the_process() -> None
         else:
             with pytest.raises(ConstraintUnsupported, match=f"{n} parts|too deeply|bytes"):
                 compiled("json_schema", schema)
+
+
+def test_a_schema_within_a_grammar_may_choose_its_separators() -> None:
+    options = {"item_separator": ",", "key_separator": ":", "whitespace_flexible": False}
+    schema = {"type": "object", "x-guidance": options}
+    bound = compiled("lark", f"start: %json {json.dumps(schema)}")
+    assert accepts(bound, '{"a":1,"b":2}')
+    assert not accepts(bound, '{"a": 1, "b": 2}')

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from openai_local.engine import SamplingParams
 from openai_local.engine.backend import Draw
-from openai_local.engine.draw import BLOCK, Weights, find_in_row, make_draw
+from openai_local.engine.draw import BLOCK, find_in_row, make_draw
 
 
 def draw_of(n_vocab: int, seed: int = 1, **params: Any) -> Draw:
-    return make_draw(SamplingParams(**params), seed, Weights(n_vocab))
+    return make_draw(SamplingParams(**params), seed, np.empty(n_vocab, np.float32))
 
 
 def row(*logits: float) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -91,6 +91,13 @@ def test_all_that_top_k_leaves_is_drawn(top_k: int, offset: float) -> None:
     draw = draw_of(len(logits), top_k=top_k)
     expected = set(np.argsort(-logits)[:top_k].tolist())
     assert {draw.draw(logits.copy()) for _ in range(2000)} == expected
+
+
+def test_what_is_forbidden_is_not_drawn_though_top_k_would_leave_more() -> None:
+    logits = np.full(40 * BLOCK - 3, -np.inf, np.float32)
+    logits[[3, 4, 40 * BLOCK - 4]] = 0
+    draw = draw_of(len(logits), top_k=9)
+    assert {draw.draw(logits.copy()) for _ in range(200)} == {3, 4, 40 * BLOCK - 4}
 
 
 def test_all_that_top_p_leaves_is_drawn() -> None:

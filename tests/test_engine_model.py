@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import anyio
@@ -53,6 +53,26 @@ async def test_the_capital_of_france_is_paris(engine: Engine) -> None:
     assert "Paris" in text
     assert end.reason == "stop"
     assert end.usage.n_prompt == len(prompt)
+
+
+async def test_delivery_while_a_decode_runs_changes_no_text(engine: Engine, smollm2: Path) -> None:
+    from openai_local.engine.llama import LlamaBackend
+
+    def open_backend(config: EngineConfig, stopping: Callable[[], bool]) -> LlamaBackend:
+        backend = LlamaBackend(config, stopping)
+        backend.asynchronous = True  # as on a GPU
+        return backend
+
+    prompt = engine.tokenize(FRANCE, parse_special=True)
+    request = GenerationRequest(prompt, 30, SamplingParams(temperature=0))
+    expected = await read(engine, request)
+    async with Engine(engine.config, open_backend=open_backend) as other:
+        assert await read(other, request) == expected
+        generation = other.submit(GenerationRequest(prompt, None))
+        async for _ in generation:
+            break
+        generation.cancel()
+        assert (await read(other, request))[0] == expected[0]
 
 
 async def test_more_generations_than_slots_all_finish_with_their_own_seeds(

@@ -16,6 +16,7 @@ UVICORN = ["-m", "uvicorn", "--port", "{port}", "--app-dir", str(EXAMPLES.parent
 
 def test_every_example_has_a_test() -> None:
     tested = {"fastapi_app", "starlette_app", "standalone", "engine_without_http"}
+    tested |= {"fastapi_openapi"}
     assert {path.stem for path in EXAMPLES.glob("*.py")} == tested
 
 
@@ -24,6 +25,15 @@ def test_fastapi() -> None:
         check(f"{server.url}/v1")
         with client_at(server.url) as client:
             assert "host" in client.get("/").json()["message"]
+
+
+def test_fastapis_own_documentation() -> None:
+    app = "examples.fastapi_openapi:app"
+    with server_process([*UVICORN, app], health="/v1/health") as server:
+        with client_at(server.url) as client:
+            paths = client.get("/openapi.json").json()["paths"]
+            assert "/v1/chat/completions" in paths
+            assert client.get("/docs").status_code == 200
 
 
 def test_starlette() -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from driver import Driver, Sink
 from fakes import EOG, FakeBackend, spelling
-from test_core import Driver, Sink
 
 from openai_local.engine import (
     Failed,
@@ -56,7 +56,7 @@ def test_neither_ram_nor_disk_is_asked_for_it(monkeypatch: pytest.MonkeyPatch) -
         driver.submit(prompt, 1)
         driver.run()
     assert driver.core.metrics().states_saved_total == 1
-    monkeypatch.setattr(driver.core, "_start_fetch", lambda _: pytest.fail("it was asked"))
+    monkeypatch.setattr(driver.core._waits, "start", lambda _: pytest.fail("it was asked"))
     fresh = driver.submit(PROMPT, 1, reuse=False)
     driver.run()
     monkeypatch.undo()

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from driver import GREEDY, Driver, Sink
 from fakes import BOS, CONTROL, EOG, FakeBackend, FakeVocabulary, spelling
 from hypothesis import given
 from hypothesis import strategies as st
-from test_core import GREEDY, Driver, Sink
 
 from openai_local.engine import (
     Finished,
@@ -20,7 +20,7 @@ from openai_local.engine import (
     TokenLogprob,
 )
 from openai_local.engine.backend import ABORTED, Batch
-from openai_local.engine.core import Submit
+from openai_local.engine.intake import Submit
 from openai_local.engine.logprobs import BLOCK, LOWEST, LogprobReader, LogprobTrail
 from openai_local.engine.text import Detokenizer
 
@@ -173,7 +173,7 @@ def test_a_prompts_logprobs_have_it_computed_in_full_in_bounded_pieces(n_rows_ma
     prompt = [97 + i % 26 for i in range(60)]
     driver.submit(prompt, 2)
     driver.run()
-    driver.core._n_rows_max = n_rows_max
+    driver.core._computing._n_rows_max = n_rows_max
     backend.batches.clear()
     sinks = [
         driver.submit(prompt, 2, logprobs=1, prompt_logprobs=True),

@@ -115,7 +115,7 @@ async def test_a_prompt_in_many_pieces_has_the_same(smollm2: Path, anyio_backend
         prompt = engine.tokenize(TEXT)
         core = engine._shared.core
         assert core is not None
-        core._n_rows_max = 5
+        core._computing._n_rows_max = 5
         of_prompt, _ = await logprobs_of(engine, prompt, temperature=0.0)
     raw = raw_logprobs(smollm2, prompt)
     for i, entry in enumerate(of_prompt[1:]):

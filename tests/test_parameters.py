@@ -407,7 +407,11 @@ VALUES = st.sampled_from(
         True, False, 0, 1, -1, 3, 0.5, 1.5, 2**31, 2**64, 1e308, "", "a", "tkp", "24h", "auto",
         [], {}, ["a"], [97], [256], [[97, 1]], [["a", False]], {"97": 1}, {"a": False},
         ["top_k", "temperature"], {"include_usage": True}, {"include_obfuscation": True}, [None],
-        {"mode": "implicit"}, "\u0000",
+        {"mode": "implicit"}, "\u0000", "required", "none", "high", {"enable_thinking": False},
+        [{"type": "function", "function": {"name": "f"}}], [{"name": "f"}], {"name": "f"},
+        {"type": "function", "function": {"name": "f"}}, {"type": "json_object"},
+        {"type": "json_schema", "json_schema": {"name": "f", "schema": {"type": "null"}}},
+        {"regex": "a"}, {"type": "string"}, 'root ::= "a"',
     ]
 )  # fmt: skip
 

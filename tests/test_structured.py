@@ -10,12 +10,13 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+from driver import GREEDY, Driver, Sink
 from fakes import EOG, FakeBackend, fake_engine, letters, spelling
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from machines import Machine, machines
 from structured import accepts
 from test_constraints import schemas
-from test_core import GREEDY, Driver, Machine, Sink, machines
 
 from openai_local.engine import (
     Constraint,
@@ -180,7 +181,9 @@ def test_a_matcher_that_fails_fails_its_generation_alone(monkeypatch: pytest.Mon
     driver = Driver(FakeBackend())
     first = driver.submit([97], 20, constraint=bind(driver, "regex", "[a-z]+"))
     other = driver.submit([98], 20)
-    guide = driver.core._by_sink[id(first)].sampler._guide
+    sequence = driver.core._deliveries.of(first)
+    assert sequence is not None
+    guide = sequence.sampler._guide
     assert isinstance(guide, Guide)
     assert not guide._matcher.consume_token(ord("1"))  # what the grammar cannot take
     driver.run()

@@ -1,9 +1,11 @@
 """Tokens in, events out: llama.cpp with continuous batching on a thread of its own.
 
-The life of the thread: it opens the backend, then takes steps. A step drains the inbox, gives
-free slots to waiting sequences, with what the slots or the RAM have of their prompts, decodes one
-token for every running sequence, samples, delivers, then computes prompt chunks or embeddings
-within a budget, and delivers again. With nothing to do it sleeps on its inbox. When it is told to
+The life of the thread: it opens the backend, then takes steps (``core.py``). A step drains the
+inbox (``intake.py``), gives free slots to waiting sequences, with what the slots or the RAM have of
+their prompts (``admission.py``), decodes one token for every running sequence (``computing.py``),
+samples (``results.py``), delivers (``deliveries.py``), then computes prompt chunks or embeddings
+within a budget, and delivers again; where a GPU computes, while the next decode runs. With nothing
+to do it sleeps on its inbox. When it is told to
 stop it answers everybody and frees the model. States of prompts are written to disk, and read for
 those that wait for it, by a thread beside it.
 
@@ -42,6 +44,7 @@ from openai_local.engine.messages import (
     PromptProgress,
     SamplingParams,
     TextDelta,
+    ThoughtLimit,
     Timings,
     TokenLogprob,
     Usage,
@@ -77,6 +80,7 @@ __all__ = [
     "SamplingParams",
     "StepFailed",
     "TextDelta",
+    "ThoughtLimit",
     "Timings",
     "TokenLogprob",
     "Unsupported",

@@ -77,8 +77,16 @@ class Vocabulary(Protocol):
         """How a control token is written; "" for those that have bytes."""
         ...
 
+    def around_pair(self) -> tuple[Sequence[int], Sequence[int], Sequence[int]]:
+        """The tokens before, between and after two texts that the model takes together."""
+        ...
+
     def fill_in_the_middle(self) -> tuple[int, int, int] | None:
         """The tokens before a prefix, a suffix, and what goes between; None if it has none."""
+        ...
+
+    def file_marks(self) -> tuple[int | None, int | None]:
+        """The tokens before a repository's name and before a file's, where it has them."""
         ...
 
     def spelling(self, token: int) -> tuple[bytes, bool]:
@@ -132,6 +140,11 @@ class EmbeddingBackend(Protocol):
     @property
     def whole_inputs(self) -> bool:
         """Whether an input must be computed in one call, as attention that looks ahead needs."""
+        ...
+
+    @property
+    def ranks(self) -> bool:
+        """Whether there are scores in place of vectors."""
         ...
 
     def embed(self, batch: Batch) -> Floats:
@@ -198,10 +211,20 @@ class Backend(Protocol):
         """Of the model, and of all that decides what a state means."""
         ...
 
-    def decode(self, batch: Batch) -> Floats:
-        """Shape (n_outputs, n_vocab), rows in the batch's order, valid until the next decode.
+    @property
+    def asynchronous(self) -> bool:
+        """Whether :meth:`start` returns before the work is done, and what this thread does
+        meanwhile takes nothing from it."""
+        ...
 
-        The rows may be written to. Raises DecodeFailed.
+    def start(self, batch: Batch) -> None:
+        """Begin a decode; the next call is :meth:`rows`. Raises DecodeFailed: nothing began."""
+        ...
+
+    def rows(self) -> Floats:
+        """Wait for what was started. Shape (n_outputs, n_vocab), in the batch's order.
+
+        Valid until the next start; may be written to. Raises DecodeFailed, but no NO_PLACE.
         """
         ...
 

@@ -192,13 +192,17 @@ async def in_thread(work: Callable[[], None]) -> None:
         await anyio.to_thread.run_sync(work)
 
 
-async def wait(future: Future[T]) -> T:
-    """The result of a future that another thread completes. Cancelling leaves the future be."""
+async def wait(future: Future[T], timeout_s: float | None = None) -> T:
+    """The result of a future that another thread completes. Cancelling leaves the future be.
+
+    Raises TimeoutError where it takes longer than ``timeout_s``.
+    """
     if not future.done():
         loop = Loop()
         done = anyio.Event()
         future.add_done_callback(lambda _: loop.post(done.set))
-        await done.wait()
+        with anyio.fail_after(timeout_s):
+            await done.wait()
     try:
         return future.result(0)
     except CancelledError:

@@ -70,6 +70,13 @@ class ConstraintCompiler:
 
     def compile(self, constraint: Constraint) -> Compiled:
         """Raises InvalidConstraint, ConstraintUnsupported, Unsupported, EngineStopped."""
+        try:
+            return self.begin(constraint).result(MAX_SECONDS)
+        except FutureTimeout:
+            raise too_slow() from None
+
+    def begin(self, constraint: Constraint) -> Future[Compiled]:
+        """As :meth:`compile`, without waiting. Raises ConstraintUnsupported."""
         n_bytes = len(constraint.text.encode(errors="replace"))
         if n_bytes > MAX_TEXT_BYTES:
             reason = f"it has {n_bytes} bytes, and at most {MAX_TEXT_BYTES} may it have"
@@ -78,19 +85,13 @@ class ConstraintCompiler:
             future = self._compiled.get(constraint)
             if future is not None:
                 self._compiled.move_to_end(constraint)
-            else:
-                future = self._compiled[constraint] = Future()
-                self._n_bytes += n_bytes
-                self._evict()
-                self._start(constraint, future)
-        try:
-            return future.result(MAX_SECONDS)
-        except FutureTimeout:
-            reason = f"it takes more than {MAX_SECONDS:g} s to compile"
-            raise ConstraintUnsupported(None, reason) from None
-        except Exception:
-            self._forget(constraint, future)
-            raise
+                return future
+            future = self._compiled[constraint] = Future()
+            future.set_running_or_notify_cancel()  # others may wait for it: nobody may cancel it
+            self._n_bytes += n_bytes
+            self._evict()
+        self._start(constraint, future)
+        return future
 
     def _start(self, constraint: Constraint, future: Future[Compiled]) -> None:
         def work() -> None:
@@ -98,11 +99,13 @@ class ConstraintCompiler:
                 try:
                     future.set_result(self._compile(constraint))
                 except BaseException as error:
+                    self._forget(constraint, future)
                     future.set_exception(error)
 
         try:
             _start_thread(work)
         except (RuntimeError, ValueError) as error:
+            self._forget(constraint, future)
             future.set_exception(ConstraintUnsupported(None, f"no thread to compile it: {error}"))
 
     def _compile(self, constraint: Constraint) -> Compiled:
@@ -196,6 +199,10 @@ class _Tokenizer:
             if self._is_exact():
                 return
         raise Unsupported("constraints: its tokenizer changes what it splits")
+
+
+def too_slow() -> ConstraintUnsupported:
+    return ConstraintUnsupported(None, f"it takes more than {MAX_SECONDS:g} s to compile")
 
 
 def _start_thread(work: Callable[[], None]) -> None:

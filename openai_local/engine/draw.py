@@ -22,14 +22,6 @@ BLOCK = 256
 LIKELY = np.float32(1e-3)
 
 
-class Weights:
-    """Room for the weights of one row of logits, in whole blocks. Shared by an engine's draws."""
-
-    def __init__(self, n_vocab: int) -> None:
-        self.blocks = np.zeros((-(-n_vocab // BLOCK), BLOCK), np.float32)
-        self.row: Floats = self.blocks.reshape(-1)[:n_vocab]
-
-
 def find_in_row(weights: Floats, share: float) -> int:
     """The token at ``share``, in [0, 1), of the sum of all ``weights``. Never one of weight 0."""
     n_whole = len(weights) // BLOCK
@@ -50,13 +42,13 @@ def _find(weights: Floats, share: float) -> tuple[int, float]:
     return place, float((wanted - below) / (sums[place] - below))
 
 
-def make_draw(params: SamplingParams, seed: int, weights: Weights) -> Draw:
+def make_draw(params: SamplingParams, seed: int, room: Floats) -> Draw:
     """The cheapest draw that does what ``params`` ask for, where it takes no ``needs_chain``.
 
-    The temperature must not be 0.
+    The temperature must not be 0. ``room``, shape (n_vocab,), is shared by an engine's draws.
     """
     if params.top_k > 0 or params.top_p < 1:
-        return TopDraw(params, seed, weights)
+        return TopDraw(params, seed, room)
     return CategoricalDraw(params, seed)
 
 
@@ -88,13 +80,13 @@ class CategoricalDraw:
 class TopDraw:
     """Draws from the likeliest tokens: those that ``top_k``, ``top_p`` and ``min_p`` leave."""
 
-    def __init__(self, params: SamplingParams, seed: int, weights: Weights) -> None:
+    def __init__(self, params: SamplingParams, seed: int, room: Floats) -> None:
         self._top_k = params.top_k
         self._top_p = params.top_p
         self._scale = _scale(params)
         self._cut = _cut(params)
         self._random = np.random.default_rng(seed)
-        self._weights = weights
+        self._room = room
 
     def draw(self, row: Floats) -> int:
         ids = self._by_rank(row)
@@ -117,7 +109,7 @@ class TopDraw:
                 return ids
             weights = np.exp(row[ids] - row[ids[0]])
             return ids[: self._n_top_p(weights, weights.sum(dtype=np.float64))]
-        weights = self._weights.row
+        weights = self._room
         np.subtract(row, row.max(), out=weights)
         np.exp(weights, out=weights)
         total = float(weights.sum(dtype=np.float64))
@@ -129,14 +121,16 @@ class TopDraw:
         return ids[: self._n_top_p(weights[ids], total)]
 
     def _top_k_of(self, row: Floats) -> Ids:
-        blocks = self._weights.blocks
-        self._weights.row[:] = row
-        maxima = blocks.max(axis=1)
-        # Each of the k largest maxima is a token, so the k largest tokens are no less.
-        if self._top_k < len(maxima) - 1:
-            ids = np.flatnonzero(row >= np.partition(maxima, -self._top_k - 1)[-self._top_k - 1])
-        else:
+        n_whole = len(row) // BLOCK
+        if self._top_k > n_whole:
             ids = np.arange(len(row))
+        else:
+            maxima = row[: n_whole * BLOCK].reshape(n_whole, BLOCK).max(axis=1)
+            # Each of the k largest maxima is a token, so the k largest tokens are no less, those
+            # behind the last whole block included.
+            bound = np.partition(maxima, -self._top_k)[-self._top_k]
+            # Where nearly all is forbidden, what is left is all that counts.
+            ids = np.flatnonzero(row >= bound if bound > -np.inf else row > bound)
         return ids[np.argsort(-row[ids])[: self._top_k]]
 
     def _n_top_p(self, weights: Floats, total: float) -> int:

@@ -15,8 +15,13 @@ import numpy as np
 from openai_local.engine import bridge
 from openai_local.engine.backend import Backend, Floats, Vocabulary
 from openai_local.engine.config import EngineConfig
-from openai_local.engine.constraints import Compiled, ConstraintCompiler
-from openai_local.engine.core import Cancel, EngineCore, Message, Submit
+from openai_local.engine.constraints import (
+    MAX_SECONDS,
+    Compiled,
+    ConstraintCompiler,
+    too_slow,
+)
+from openai_local.engine.core import EngineCore
 from openai_local.engine.embedder import EmbeddingJob
 from openai_local.engine.errors import (
     EmptyPrompt,
@@ -29,6 +34,7 @@ from openai_local.engine.errors import (
     QueueFull,
     Unsupported,
 )
+from openai_local.engine.intake import Cancel, Message, Submit
 from openai_local.engine.messages import (
     CompiledConstraint,
     Constraint,
@@ -157,6 +163,16 @@ class Engine:
             raise EngineStopped
         return self._shared.constraints.compile(constraint)
 
+    async def compiled(self, constraint: Constraint) -> CompiledConstraint:
+        """As :meth:`compile`, from within an event loop."""
+        if self._shared.constraints is None:
+            raise EngineStopped
+        future = self._shared.constraints.begin(constraint)
+        try:
+            return await bridge.wait(future, MAX_SECONDS)
+        except TimeoutError:
+            raise too_slow() from None
+
     def submit(self, request: GenerationRequest) -> bridge.Generation:
         """Start a generation, from within an event loop. Returns at once.
 
@@ -205,10 +221,25 @@ class Engine:
         Raises EmptyPrompt, InvalidToken, PromptTooLong, Unsupported, StepFailed, EngineStopped.
         """
         info = self.info
+        if info.can_rank:
+            raise Unsupported("embeddings: it is a reranker")
+        return await self._pooled(inputs, info.n_embd)
+
+    async def rank(self, inputs: Sequence[Sequence[int]]) -> Floats:
+        """The model's scores of token sequences, a query and a document each, shape (n_inputs,).
+
+        Raises as :meth:`embed` does.
+        """
+        if not self.info.can_rank:
+            raise Unsupported("reranking")
+        return (await self._pooled(inputs, 1))[:, 0]
+
+    async def _pooled(self, inputs: Sequence[Sequence[int]], n_columns: int) -> Floats:
+        n_max = self.info.n_ctx
         for tokens in inputs:
-            self._check_tokens(tokens, info.n_ctx)
+            self._check_tokens(tokens, n_max)
         if not inputs:
-            return np.empty((0, info.n_embd), np.float32)
+            return np.empty((0, n_columns), np.float32)
         job = EmbeddingJob(inputs)
         if not self._worker.post(job):
             raise EngineStopped
@@ -256,8 +287,12 @@ class Engine:
             raise EmptyPrompt
         if len(tokens) > n_max:
             raise PromptTooLong(len(tokens), n_max)
+        self.check_tokens(tokens)
+
+    def check_tokens(self, tokens: Sequence[int]) -> None:
+        """Raises InvalidToken for one that is not in the vocabulary."""
         n_vocab = self.info.n_vocab
-        lowest, highest = min(tokens), max(tokens)
+        lowest, highest = min(tokens, default=0), max(tokens, default=0)
         if lowest < 0 or highest >= n_vocab:
             raise InvalidToken(lowest if lowest < 0 else highest, n_vocab)
 

@@ -22,6 +22,11 @@ JSON_OPTIONS: dict[str, Any] = {
     "json_allowed_escapes": 'nrbtf\\"',
 }
 
+# What a schema within a grammar may say of the spaces in it: models were taught one way.
+_SEPARATORS = {
+    "item_separator": (", ", ","), "key_separator": (": ", ":"), "whitespace_flexible": (False,)
+}  # fmt: skip
+
 _JSON_BLOCK = re.compile(r"%json\s*(?={)")
 _QUOTED = re.compile(r'"(?:\\.|[^"\\\n])*"|/(?![/*])(?:\\.|[^/\\\n])+/|(?://|#)[^\n]*')
 _OPTION = re.compile(r"\b(temperature|stop|stop_capture)\s*=")
@@ -86,7 +91,9 @@ def _lark(text: str) -> str:
             schema, end = json.JSONDecoder().raw_decode(text, block.end())
         except (ValueError, RecursionError) as error:
             raise InvalidConstraint("%json", f"it is not JSON: {error}") from None
-        schema = {**prepare_schema(schema), "x-guidance": JSON_OPTIONS}
+        own = schema.pop("x-guidance", None)
+        options = JSON_OPTIONS if own is None else _options(own)
+        schema = {**prepare_schema(schema), "x-guidance": options}
         pieces += [text[at : block.start()], f"%json {json.dumps(schema)}"]
         at = end
     outside = [*pieces[::2], text[at:]]
@@ -94,3 +101,11 @@ def _lark(text: str) -> str:
     if option is not None:
         raise ConstraintUnsupported(option.group(1), "it is not known here")
     return "".join([*pieces, text[at:]])
+
+
+def _options(own: Any) -> dict[str, Any]:
+    if not isinstance(own, dict) or any(
+        value not in _SEPARATORS.get(name, ()) for name, value in own.items()
+    ):
+        raise ConstraintUnsupported("x-guidance", "only separators of JSON can be chosen")
+    return {**JSON_OPTIONS, **own}

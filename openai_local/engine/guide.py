@@ -130,7 +130,8 @@ class _FreePart:
             return None
         if token == self._marker_token:
             return ""
-        self._tail = self._tail[-len(self._marker) :] + self._vocabulary.piece(token)
+        piece = self._vocabulary.piece(token) or self._vocabulary.name(token).encode()
+        self._tail = self._tail[-len(self._marker) :] + piece
         _, found, rest = self._tail.partition(self._marker)
         return rest.decode(errors="replace") if found else None
 

@@ -70,13 +70,20 @@ class KvMemory:
         """Whether a slot's last token can be dropped."""
         return self._backend.n_drop_max > 0
 
-    def decode(self, batch: Batch) -> Floats:
-        """Raises DecodeFailed."""
-        rows = self._backend.decode(batch)
+    @property
+    def asynchronous(self) -> bool:
+        """Whether there is time between :meth:`start` and :meth:`rows`."""
+        return self._backend.asynchronous
+
+    def start(self, batch: Batch) -> None:
+        """As the backend's. What has begun holds its cells, however it ends."""
+        self._backend.start(batch)
         self._copying.clear()
         for slot, n in Counter(batch.slots.tolist()).items():
             self.cells.grow(slot, n)
-        return rows
+
+    def rows(self) -> Floats:
+        return self._backend.rows()
 
     def place(self, placement: Placement) -> tuple[int, Tier]:
         """Returns how many tokens the slot really holds afterwards, all of them valid, and where
@@ -94,7 +101,8 @@ class KvMemory:
             if isinstance(step, Copy):
                 self._backend.copy(step.source, step.target)
                 self.cells.copy(step.source, step.target)
-                self._copying |= {step.source, step.target}
+                if not self.bounded:
+                    self._copying |= {step.source, step.target}
             elif isinstance(step, Save):
                 self.save(step.slot, step.tokens, step.salt)
             else:

@@ -46,10 +46,6 @@ class LogprobReader:
         top = tuple(self._entry(int(i), row, offset) for i in self._top(n_top))
         return self._entry(token, row, offset, top)
 
-    def unknown(self, token: int) -> TokenLogprob:
-        """A token before which there is nothing."""
-        return self._told(token, None, ())
-
     def read_token(
         self,
         trail: LogprobTrail | None,
@@ -73,6 +69,8 @@ class LogprobReader:
 
     def read_prompt(self, trail: LogprobTrail, prompt: Seq[int], first: int, rows: Floats) -> None:
         """``rows``, shape (n, n_vocab), are of the tokens after ``prompt[first]`` and on."""
+        if not trail.prompt:
+            trail.prompt.append(self._told(prompt[0], None, ()))  # before it there is nothing
         for at, row in enumerate(rows, first + 1):
             if at == len(trail.prompt) and at < len(prompt):
                 self.hold(row)

@@ -78,6 +78,16 @@ class CompiledConstraint(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class ThoughtLimit:
+    """``end`` comes after ``n_tokens`` of a thought at the latest. With an ``opening``, there is a
+    thought only if the text begins with that; else it begins within one."""
+
+    n_tokens: int
+    end: str
+    opening: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One generation: a prompt of token ids and what bounds its continuation.
 
@@ -90,6 +100,7 @@ class GenerationRequest:
     ``prompt_logprobs`` of the prompt's tokens too, which has it computed in full. A token of
     ``stop_tokens`` ends the text as an end-of-generation token does. ``max_seconds`` ends it at
     the first token that comes so long after the first one, once there was a line break.
+    The control tokens in ``visible_tokens`` are part of the text, by their names.
     """
 
     prompt_tokens: Sequence[int]
@@ -106,6 +117,8 @@ class GenerationRequest:
     progress: bool = False
     timings: bool = False
     constraint: CompiledConstraint | None = None
+    visible_tokens: frozenset[int] = frozenset()
+    thought: ThoughtLimit | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,12 +179,14 @@ class PromptLogprobs:
 class TextDelta:
     """A piece of the text; never ends inside a character or a possible stop string.
 
-    ``logprobs`` are of the tokens whose text ends in it, where they were asked for.
+    ``logprobs`` are of the tokens whose text ends in it, where they were asked for; ``n_tokens``
+    is how many tokens came since the piece before.
     """
 
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()
     timings: Timings | None = None
+    n_tokens: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +215,11 @@ Event = Output | Failed
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What is known of a loaded model. Sizes are in tokens, ``n_params`` in weights."""
+    """What is known of a loaded model. Sizes are in tokens, ``n_params`` in weights.
+
+    One that ``can_rank`` gives a score to a query and a document together, and no vectors; its
+    ``rerank_template`` has ``{query}`` and ``{document}`` in it.
+    """
 
     path: str
     description: str
@@ -215,3 +234,5 @@ class ModelInfo:
     bos_token: str
     eos_token: str
     sampling_defaults: Mapping[str, float]
+    can_rank: bool = False
+    rerank_template: str | None = None

@@ -15,6 +15,7 @@ from openai_local.engine.backend import Draw, Floats
 from openai_local.engine.guide import Guide
 from openai_local.engine.messages import SamplingParams
 from openai_local.engine.sampler_steps import penalties_first
+from openai_local.engine.thought import ThoughtCloser
 
 
 class Sampler:
@@ -30,10 +31,13 @@ class Sampler:
         stop_tokens: Sequence[int] = (),
         never: Sequence[int] = (),
         guide: Guide | None = None,
+        closer: ThoughtCloser | None = None,
     ) -> None:
         """``draw`` None is greedy. ``stop_tokens`` end the generation as ``eog_tokens`` do;
-        those of ``never`` the model is not to say. ``guide`` has the last word on what may come."""
+        those of ``never`` the model is not to say. ``guide`` has the last word on what may come,
+        ``closer`` on when a thought ends."""
         self._guide = guide
+        self._closer = closer
         bias = {**params.logit_bias, **dict.fromkeys(never, -np.inf)}
         if params.ignore_eos:
             bias.update(dict.fromkeys(eog_tokens, -np.inf))
@@ -69,6 +73,10 @@ class Sampler:
             row[ids] -= counts * np.float32(self._frequency) + np.float32(self._presence)
         if self._guide is not None:
             self._guide.mask(row)
+        if self._closer is not None and (due := self._closer.due()) is not None:
+            if row[due] > -np.inf or self._guide is None:
+                row[:] = -np.inf
+                row[due] = 0
         token = int(row.argmax()) if self._draw is None else self._draw.draw(row)
         self.accept(token)
         return token
@@ -84,6 +92,8 @@ class Sampler:
             self._draw.accept(token)
         if self._guide is not None:
             self._guide.take(token)
+        if self._closer is not None:
+            self._closer.take(token)
 
     def forced(self) -> list[int]:
         """The tokens that a constraint leaves no choice about, to be accepted next."""

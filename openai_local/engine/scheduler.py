@@ -162,9 +162,15 @@ class Scheduler:
         self._waiting.push_first(sequence)
 
     @property
+    def has_prompts(self) -> bool:
+        """Whether a running sequence's prompt is not computed yet."""
+        return any(s.status is Status.PREFILL for s in self._running)
+
+    @property
     def n_reserved(self) -> int:
-        """The tokens that admitted sequences are still to compute before they go on."""
-        return sum(s.n_to_compute for s in self._running if s.status is Status.PREFILL)
+        """What running sequences are still to compute before the next token is sampled: prompts,
+        and runs of forced tokens."""
+        return sum(s.n_to_compute for s in self._running)
 
     def _is_deferred(self, sequence: Sequence) -> bool:
         """Whether the disk or another sequence will soon have what this one would compute."""
@@ -215,7 +221,10 @@ class Scheduler:
         longest = max(1, min(TILE, self.budget.n_batch) // max(1, len(decoding)))
         if not self._cache.unified and len(decoding) > 1:
             longest = 1
-        return [min(s.n_to_compute, longest) if s.status is Status.DECODE else 1 for s in decoding]
+        # What another waits for is saved at exactly that token.
+        return [
+            min(s.n_to_checkpoint, longest) if s.status is Status.DECODE else 1 for s in decoding
+        ]
 
     def fillers(self, decoding: list[Sequence]) -> list[tuple[int, int]]:
         """Idle slots in the gaps of ``decoding``, each with the tokens it holds.

@@ -33,6 +33,7 @@ class Sequence:
         "n_computed",
         "n_limit",
         "n_prompt",
+        "n_told",
         "request",
         "sampler",
         "sink",
@@ -57,6 +58,7 @@ class Sequence:
         self.n_limit = self.n_prompt + (room if wanted is None else min(room, wanted))
         self.n_computed = 0
         self.n_cached = 0
+        self.n_told = 0  # tokens of the completion before the last piece of text
         self.slot = -1
         self.status = Status.WAITING
         self.submitted_s = time.monotonic()
@@ -108,6 +110,12 @@ class Sequence:
 
     def ends(self, token: int, is_eog: bool) -> bool:
         return is_eog or token in self.request.stop_tokens
+
+    def take_untold(self) -> int:
+        """How many tokens came since this was asked last."""
+        n_untold = self.n_completion - self.n_told
+        self.n_told = self.n_completion
+        return n_untold
 
     def timings(self) -> Timings | None:
         """Until its last token; None where nobody asked."""

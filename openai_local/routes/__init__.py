@@ -9,7 +9,18 @@ from dataclasses import dataclass
 
 from starlette.routing import Route
 
-from openai_local.routes import chat_completions, completions, embeddings, health, models
+from openai_local.routes import (
+    apply_template,
+    chat_completions,
+    completions,
+    docs,
+    embeddings,
+    health,
+    infill,
+    models,
+    rerank,
+    tokens,
+)
 from openai_local.routes.endpoint import Endpoint, Handler
 from openai_local.routes.services import Services
 
@@ -30,6 +41,16 @@ ROUTES = (
     Row("POST", "/chat/completions", chat_completions.create),
     Row("POST", "/completions", completions.create, "prompt"),
     Row("POST", "/embeddings", embeddings.create, "input"),
+    # llama-server's.
+    Row("POST", "/tokenize", tokens.tokenize, "content"),
+    Row("POST", "/detokenize", tokens.detokenize, "tokens"),
+    Row("POST", "/apply-template", apply_template.create),
+    Row("POST", "/infill", infill.create, "input_prefix"),
+    # Jina's.
+    Row("POST", "/rerank", rerank.create, "documents"),
+    Row("POST", "/reranking", rerank.create, "documents"),
+    Row("GET", "/openapi.json", docs.document, needs_key=False),
+    Row("GET", "/docs", docs.page, needs_key=False),
     # OpenAI's routes of before 2022 named the model in the path; any name is served.
     Row("POST", "/engines/{engine:path}/completions", completions.create_for_engine, "prompt"),
     Row("POST", "/engines/{engine:path}/embeddings", embeddings.create_for_engine, "input"),

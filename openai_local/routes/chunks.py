@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections import defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -46,9 +45,9 @@ class Head:
     def chunk(self, choice: dict[str, Any]) -> Chunk:
         return self._with([choice], None)
 
-    def last(self, usage: Usage) -> Chunk:
-        """The chunk that has the usage and no choices."""
-        return self._with([], _usage(usage))
+    def last(self, usage: Usage, n_reasoning: int = 0) -> Chunk:
+        """The chunk that has the usage and no choices; ``n_reasoning`` tokens were of thoughts."""
+        return self._with([], _usage(usage, n_reasoning))
 
     def _with(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None) -> Chunk:
         chunk: Chunk = {
@@ -82,32 +81,30 @@ async def respond(
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """A response put together: its last chunk, and text, finish reason and logprobs by choice."""
+    """A response put together: its last chunk, and finish reason and logprobs by choice."""
 
     last: Chunk
-    texts: dict[int, str]
     reasons: dict[int, str]
     logprobs: dict[int, dict[str, Any]]
 
 
-async def gather(chunks: Chunks, text_of: Callable[[dict[str, Any]], str]) -> Whole:
-    """All of ``chunks``; ``text_of`` gives what a chunk's choice adds to the text."""
+async def gather(chunks: Chunks, add: Callable[[dict[str, Any]], None]) -> Whole:
+    """All of ``chunks``; ``add`` takes what each chunk's choice adds to the text."""
     last: Chunk = {}
-    texts: defaultdict[int, list[str]] = defaultdict(list)
     reasons: dict[int, str] = {}
     logprobs: dict[int, dict[str, Any]] = {}
     timings: Chunk = {}
     async for last in chunks:
         for choice in last["choices"]:
             index = choice["index"]
-            texts[index].append(text_of(choice))
+            add(choice)
             reasons[index] = choice["finish_reason"]
             if choice["logprobs"] is not None:
                 extend(logprobs.setdefault(index, {}), choice["logprobs"])
             if index == 0 and "timings" in last:
                 timings = {"timings": last["timings"]}
-    whole = {index: "".join(texts[index]) for index in sorted(texts)}
-    return Whole({**last, **timings}, whole, reasons, logprobs)
+    ordered = {index: reasons[index] for index in sorted(reasons)}
+    return Whole({**last, **timings}, ordered, logprobs)
 
 
 async def _events(chunks: Chunks, options: StreamOptions) -> AsyncGenerator[bytes, None]:
@@ -120,8 +117,8 @@ async def _events(chunks: Chunks, options: StreamOptions) -> AsyncGenerator[byte
             yield event(chunk)
 
 
-def _usage(usage: Usage) -> dict[str, Any]:
-    """Nothing here is audio, a prediction, or told from the answer as reasoning."""
+def _usage(usage: Usage, n_reasoning: int) -> dict[str, Any]:
+    """Nothing here is audio, or a prediction."""
     return {
         "prompt_tokens": usage.n_prompt,
         "completion_tokens": usage.n_completion,
@@ -130,7 +127,7 @@ def _usage(usage: Usage) -> dict[str, Any]:
         "completion_tokens_details": {
             "accepted_prediction_tokens": 0,
             "audio_tokens": 0,
-            "reasoning_tokens": 0,
+            "reasoning_tokens": n_reasoning,
             "rejected_prediction_tokens": 0,
         },
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from starlette.types import ASGIApp
 
 from openai_local.engine import Finished, Output, PromptLogprobs, PromptProgress, TextDelta
 from openai_local.routes.chunks import Chunks, Head, gather, respond
+from openai_local.routes.constraints import asked_for, compiled
 from openai_local.routes.errors import RequestError
 from openai_local.routes.generation import Choices, generation_request, off_loop, read_biases
 from openai_local.routes.logprobs import TextLogprobs
@@ -40,6 +42,7 @@ async def _create(services: Services, request: Request, fixed: dict[str, Any]) -
     body = await read(request, CompletionRequest, REFUSED, services.settings.max_body_bytes, fixed)
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     check_completion(body, max_tokens)
+    asked = asked_for(body)
     model = await services.model(request, body.model)
     prompts = await read_prompts(body, model)
     n = body.n or 1
@@ -56,6 +59,8 @@ async def _create(services: Services, request: Request, fixed: dict[str, Any]) -
     more: dict[str, Any] = {"prompt_logprobs": bool(body.echo) and n_logprobs is not None}
     if n_candidates > n and n_logprobs is None:
         more["logprobs"] = 0  # to tell which is best
+    if asked is not None:
+        more["constraint"] = await compiled(request, model.engine, asked)
     choices = Choices(
         model.engine,
         [
@@ -143,9 +148,10 @@ def _choice(
 
 
 async def _fold(chunks: Chunks) -> dict[str, Any]:
-    whole = await gather(chunks, lambda choice: str(choice["text"]))
+    texts: defaultdict[int, list[str]] = defaultdict(list)
+    whole = await gather(chunks, lambda choice: texts[choice["index"]].append(choice["text"]))
     choices = [
-        _choice(index, text, whole.reasons[index], whole.logprobs.get(index))
-        for index, text in whole.texts.items()
+        _choice(index, "".join(texts[index]), reason, whole.logprobs.get(index))
+        for index, reason in whole.reasons.items()
     ]
     return {**whole.last, "choices": choices}

@@ -14,6 +14,7 @@ from openai_local.engine import (
     EmptyPrompt,
     EngineError,
     EngineStopped,
+    InvalidConstraint,
     InvalidSampling,
     InvalidToken,
     ModelLoadFailed,
@@ -86,6 +87,8 @@ def shape(error: Exception, prompt_param: str = "messages") -> ErrorShape:
             return ErrorShape(400, text, param=error.where, code="invalid_value")
         case InvalidSampling():
             return ErrorShape(400, text, param=error.name, code="invalid_value")
+        case InvalidConstraint():
+            return ErrorShape(400, text, code="invalid_value")
         case EmptyPrompt() | InvalidToken() | TemplateError():
             return ErrorShape(400, text, param=prompt_param, code="invalid_value")
         case Unsupported():

@@ -1,4 +1,4 @@
-"""OpenAI's messages as the plain dicts that chat templates read."""
+"""OpenAI's messages as the plain dicts that templates are given; what a history must be."""
 
 from __future__ import annotations
 
@@ -6,43 +6,75 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from openai_local.chat_template import ChatTemplate
 from openai_local.routes.errors import RequestError
 from openai_local.routes.types.chat_completions import (
     AssistantMessage,
-    DeveloperMessage,
     Message,
     TextPart,
-    ToolCall,
     ToolMessage,
 )
+from openai_local.routes.types.tools import CustomToolCall, FunctionToolCall
+
+# A custom tool is to the model one with this argument.
+CUSTOM_INPUT = "input"
 
 
-def for_template(messages: Sequence[Message], template: ChatTemplate) -> list[dict[str, Any]]:
+def for_template(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """One dict a message, its content always a string; text parts are joined by line breaks.
 
-    Raises RequestError where the template would leave out what a message says.
+    Raises RequestError where calls and results do not belong together.
     """
-    return [_plain(message, i, template) for i, message in enumerate(messages)]
+    _check_history(messages)
+    return [_plain(message, i) for i, message in enumerate(messages)]
 
 
-def _plain(message: Message, i: int, template: ChatTemplate) -> dict[str, Any]:
-    role: str = message.role
-    if isinstance(message, DeveloperMessage) and not template.knows("developer"):
-        role = "system"  # as its name was before
-    plain: dict[str, Any] = {"role": role, "content": _content(message)}
+def _check_history(messages: Sequence[Message]) -> None:
+    """Every call has its result behind it, and every result its call before it."""
+    calls_at, open_calls = 0, dict[str, None]()
+    for i, message in enumerate(messages):
+        if isinstance(message, ToolMessage):
+            if message.tool_call_id not in open_calls:
+                raise RequestError(
+                    f"Invalid 'messages.[{i}].tool_call_id': a message with role 'tool' must"
+                    " respond to a call of the message with 'tool_calls' before it.",
+                    param=f"messages.[{i}].tool_call_id",
+                    code="invalid_value",
+                )
+            del open_calls[message.tool_call_id]
+            continue
+        if open_calls:
+            break
+        if isinstance(message, AssistantMessage) and message.tool_calls:
+            calls_at, open_calls = i, {call.id: None for call in message.tool_calls}
+    if open_calls:
+        raise RequestError(
+            "A message with 'tool_calls' must be followed by tool messages that respond to each"
+            f" 'tool_call_id'. These have no response: {', '.join(open_calls)}.",
+            param=f"messages.[{calls_at}].tool_calls",
+            code="invalid_value",
+        )
+
+
+def _plain(message: Message, i: int) -> dict[str, Any]:
+    plain: dict[str, Any] = {"role": message.role, "content": _content(message)}
     if isinstance(message, ToolMessage):
         plain["tool_call_id"] = message.tool_call_id
     elif message.name is not None:
         plain["name"] = message.name
-    if isinstance(message, AssistantMessage) and message.tool_calls:
-        if not template.knows("tool_calls"):
-            raise RequestError(
-                "The model's chat template does not know tool calls.",
-                param=f"messages.[{i}].tool_calls",
-                code="unsupported_parameter",
-            )
-        plain["tool_calls"] = [_tool_call(call) for call in message.tool_calls]
+    if isinstance(message, AssistantMessage):
+        where = f"messages.[{i}]"
+        thought = message.reasoning_content or message.reasoning
+        if thought:
+            plain["reasoning_content"] = thought
+        if message.tool_calls:
+            plain["tool_calls"] = [
+                _tool_call(call, f"{where}.tool_calls.[{j}]")
+                for j, call in enumerate(message.tool_calls)
+            ]
+        if message.function_call is not None:
+            called = message.function_call
+            at = f"{where}.function_call.arguments"
+            plain["function_call"] = _function(called.name, _arguments(called.arguments, at))
     return plain
 
 
@@ -55,11 +87,27 @@ def _content(message: Message) -> str:
     return "\n".join(part.text if isinstance(part, TextPart) else part.refusal for part in content)
 
 
-def _tool_call(call: ToolCall) -> dict[str, Any]:
-    # Templates expect the arguments as an object, and put strings in as they are.
-    try:
-        arguments = json.loads(call.function.arguments)
-    except ValueError:
-        arguments = call.function.arguments
-    function = {"name": call.function.name, "arguments": arguments}
+def _tool_call(call: FunctionToolCall | CustomToolCall, where: str) -> dict[str, Any]:
+    if isinstance(call, CustomToolCall):
+        function = _function(call.custom.name, {CUSTOM_INPUT: call.custom.input})
+    else:
+        arguments = _arguments(call.function.arguments, f"{where}.function.arguments")
+        function = _function(call.function.name, arguments)
     return {"id": call.id, "type": "function", "function": function}
+
+
+def _function(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    return {"name": name, "arguments": arguments}
+
+
+def _arguments(text: str, where: str) -> dict[str, Any]:
+    # Templates write an object in the model's own syntax.
+    try:
+        arguments = json.loads(text) if text.strip() else {}
+    except (ValueError, RecursionError):
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise RequestError(
+            f"Invalid '{where}': it must be a JSON object.", param=where, code="invalid_value"
+        )
+    return arguments

@@ -6,6 +6,7 @@ from openai_local.routes.errors import RequestError
 from openai_local.routes.types.chat_completions import ChatCompletionRequest
 from openai_local.routes.types.completions import CompletionRequest
 from openai_local.routes.types.generation import GenerationBody
+from openai_local.routes.types.infill import InfillRequest
 
 # Mirostat chooses by itself how many candidates there are.
 _NOT_WITH_MIROSTAT = {
@@ -22,6 +23,14 @@ def check_chat(body: ChatCompletionRequest) -> None:
     _check_min_tokens(
         body, body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     )
+    if body.reasoning_budget_tokens is not None and body.thinking_budget_tokens is not None:
+        raise _refusal(
+            "thinking_budget_tokens", "cannot be set together with 'reasoning_budget_tokens'"
+        )
+    if body.continue_final_message and body.add_generation_prompt:
+        raise _refusal(
+            "continue_final_message", "cannot be set together with 'add_generation_prompt'"
+        )
     if body.top_logprobs and not body.logprobs:
         raise _refusal("top_logprobs", "needs 'logprobs' to be true")
     if body.n_probs and body.logprobs is not None:
@@ -41,6 +50,14 @@ def check_completion(body: CompletionRequest, max_tokens: int) -> None:
         raise _refusal("best_of", "cannot be streamed: the best is known when all are finished")
     if body.suffix and body.echo:
         raise _refusal("echo", "cannot be set together with 'suffix'")
+
+
+def check_infill(body: InfillRequest) -> None:
+    """Raises RequestError."""
+    _check(body)
+    if body.max_tokens is not None and body.n_predict is not None:
+        raise _refusal("max_tokens", "cannot be set together with 'n_predict'")
+    _check_min_tokens(body, body.most_tokens())
 
 
 def _check(body: GenerationBody) -> None:

@@ -34,8 +34,20 @@ class Refusal:
 Refused = Mapping[str, Refusal]
 
 _NAME = re.compile(r"\w+\Z")
-_TYPES = {"str", "int", "list", "bool", "float"}
-_TAGS = {"system", "developer", "user", "assistant", "tool", "text", "refusal"}
+_TYPES = {"str", "int", "list", "bool", "float", "NamedTool"}
+_TAGS = {
+    "system",
+    "developer",
+    "user",
+    "assistant",
+    "tool",
+    "text",
+    "refusal",
+    "function",
+    "custom",
+}
+# Fields that are a union told apart by a tag, which pydantic puts into the path.
+_TAGGED = {"response_format", "format"}
 
 
 async def read(
@@ -117,8 +129,14 @@ def _parts(loc: tuple[int | str, ...]) -> list[int | str]:
     """Without the branches of unions that pydantic tried, of which the client knows nothing."""
     parts: list[int | str] = []
     for i, part in enumerate(loc):
-        # After a list's index comes the tag of the item's type, then the field.
-        is_tag = part in _TAGS and i + 1 < len(loc) and isinstance(loc[i - 1], int)
+        is_tag = i > 0 and i + 1 < len(loc) and _is_tag(loc[i - 1], part)
         if isinstance(part, int) or (_NAME.match(part) and part not in _TYPES and not is_tag):
             parts.append(part)
     return parts
+
+
+def _is_tag(before: int | str, part: int | str) -> bool:
+    """Whether ``part``, which is not the last, is the tag of a type and no field."""
+    if isinstance(before, int):  # after a list's index comes the tag, then the field
+        return part in _TAGS
+    return before in _TAGGED or before.startswith("tagged-union[")

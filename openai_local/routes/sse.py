@@ -72,12 +72,19 @@ class EventStream:
     """An ASGI response of events; ``release`` is called at its end, however it comes.
 
     It ends as soon as the client goes away, or the server is told to stop. An error becomes one
-    in-stream ``error`` event, since the status has left, and no ``[DONE]`` follows.
+    in-stream ``error`` event, since the status has left, and no ``[DONE]`` follows. ``done`` is
+    what follows else.
     """
 
-    def __init__(self, events: AsyncGenerator[bytes, None], release: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        events: AsyncGenerator[bytes, None],
+        release: Callable[[], None],
+        done: bytes = DONE,
+    ) -> None:
         self._events = events
         self._release = release
+        self._done = done
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -126,7 +133,7 @@ class EventStream:
                 group.start_soon(until_end, watch)
             await until_end(write_all)
         if not gone:
-            await body.end(DONE if error is None else self._error(error))
+            await body.end(self._done if error is None else self._error(error))
 
     def _error(self, error: Exception) -> bytes:
         if not isinstance(error, EngineError):

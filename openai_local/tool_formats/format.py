@@ -32,6 +32,7 @@ class ToolFormat:
     prefixes: tuple[str, ...] = ()  # what may stand before the calls, such as <|python_tag|>
     end: str = ""  # the token that ends a turn, where it does not end the generation
     single: bool = False  # one call a message is all that the template renders
+    answer: str = ""  # what is before an answer, where that is always marked
 
     @property
     def lead(self) -> Marker:
@@ -87,12 +88,14 @@ class ToolFormat:
         special: Mapping[str, int] | None = None,
         reasoning: ReasoningFormat | None = None,
         thought: Thought = Thought.NONE,
+        answer: Mapping[str, Any] | None = None,
     ) -> str:
         """A Lark grammar of llguidance for what the model may write.
 
         With ``required`` that is a call of one of ``tools``, or several if ``parallel`` and the
-        model can; else any text, which at the beginning of a call becomes one. ``special`` maps
-        the texts of tokens that the grammar's tokenizer holds as special to their ids.
+        model can; with ``answer`` such calls, or JSON of that schema; else any text, which at the
+        beginning of a call becomes one. ``special`` maps the texts of tokens that the grammar's
+        tokenizer holds as special to their ids.
 
         Raises SchemaUnsupported.
         """
@@ -105,7 +108,7 @@ class ToolFormat:
             prefixes = lark.choice([*map(lark.literal, self.prefixes), '""'])
             first = f"{prefixes} {first}"
 
-        def answer(unlike: Sequence[str]) -> str:
+        def said(unlike: Sequence[str]) -> str:
             """Text, or calls behind it."""
             if self.alone:
                 call = r'\s*\{\s*"(name|type|function)"(?s:.*)'
@@ -118,10 +121,13 @@ class ToolFormat:
             more = lark.rule(f"{before.up_to(trigger, ())} {first}", "section")
             return f"( {section} ( {more} )* {before.text(())} | {text} )"
 
+        calls = f"{lark.literal(trigger)} {first}"
         if required:
-            body = before.then(f"{lark.literal(trigger)} {first}")
+            body = before.then(calls)
+        elif answer is not None:
+            body = before.then(f"( {calls} | {lark.json(answer)} )")
         else:
-            body = before.or_then(answer)
+            body = before.or_then(said)
         end = f" ({lark.literal(self.end)})?" if lark.is_special(self.end) else ""
         return lark.build(body + end)
 

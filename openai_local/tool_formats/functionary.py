@@ -36,6 +36,7 @@ class FunctionaryFormat(ToolFormat):
         special: Mapping[str, int] | None = None,
         reasoning: ReasoningFormat | None = None,
         thought: Thought = Thought.NONE,
+        answer: Mapping[str, Any] | None = None,
     ) -> str:
         lark = Lark(special)
         call = lark.rule(
@@ -49,6 +50,8 @@ class FunctionaryFormat(ToolFormat):
         if required:
             return lark.build(f"{call} {more}")
         to_all = lark.literal(f"{_ALL}\n")
+        if answer is not None:
+            return lark.build(f"{call} {more} | {to_all} {lark.json(answer)}")
         said = lark.lazy(f"{lark.text()} {lark.literal(_MARK)}")
         return lark.build(f"{call} {more} | {to_all} {said} {call} {more} | {to_all} {lark.text()}")
 
@@ -76,7 +79,7 @@ class FunctionaryFormat(ToolFormat):
 
 
 FORMAT = FunctionaryFormat(
-    "functionary", CallLayout((">>>",), ("\n",), ()), end="<|eot_id|>"
+    "functionary", CallLayout((">>>",), ("\n",), ()), end="<|eot_id|>", answer=f"{_ALL}\n"
 )  # fmt: skip
 
 

@@ -54,6 +54,7 @@ class HarmonyFormat(ToolFormat):
         special: Mapping[str, int] | None = None,
         reasoning: ReasoningFormat | None = None,
         thought: Thought = Thought.MAYBE,
+        answer: Mapping[str, Any] | None = None,
     ) -> str:
         lark = Lark(special)
         more = lark.literal(f"<|end|>{_TURN}")
@@ -72,15 +73,19 @@ class HarmonyFormat(ToolFormat):
             calls.append(f"{lark.choice(map(lark.literal, heads))} {rule}")
         call = lark.rule(" | ".join(calls), "call")
         call_end = f"( {lark.literal('<|call|>')} )?"
-        channels = ["analysis"] if required else ["analysis", "commentary"]
+        bound = required or answer is not None
+        channels = ["analysis"] if bound else ["analysis", "commentary"]
         said = lark.choice(lark.literal(f"<|channel|>{name}<|message|>") for name in channels)
         before = f"( {said} {text} {more} )*"
         if required:
             return lark.build(f"{before} {call} {call_end}")
-        answer = lark.choice(
+        if answer is not None:
+            final = f"{lark.literal(self.answer)} {lark.json(answer)}"
+            return lark.build(f"{before} ( {call} {call_end} | {final} )")
+        final = lark.choice(
             lark.literal(f"<|channel|>{name}<|message|>") for name in ("final", "commentary")
         )
-        return lark.build(f"{before} ( {call} {call_end} | {answer} {text} )")
+        return lark.build(f"{before} ( {call} {call_end} | {final} {text} )")
 
     def read_output(
         self, cursor: Cursor, tools: Tools, output: Output, prompt: str
@@ -132,6 +137,7 @@ FORMAT = HarmonyFormat(
         arguments=JsonArguments((",", ":")),
     ),
     single=True,
+    answer="<|channel|>final<|message|>",
 )
 
 

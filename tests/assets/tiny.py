@@ -118,6 +118,10 @@ class Writer:
         self.gguf.add_head_count(N_HEAD)
         self.gguf.add_head_count_kv(n_kv)
 
+    def norm(self, name: str) -> None:
+        self.ones(f"{name}.weight", N_EMBD)
+        self.ones(f"{name}.bias", N_EMBD, 0)
+
     def close(self) -> None:
         self.gguf.write_header_to_file()
         self.gguf.write_kv_data_to_file()
@@ -248,6 +252,56 @@ def lfm2(path: Path) -> None:
             w.tensor(f"blk.{i}.shortconv.conv.weight", N_EMBD, 3)
             w.tensor(f"blk.{i}.shortconv.in_proj.weight", 3 * N_EMBD, N_EMBD)
             w.tensor(f"blk.{i}.shortconv.out_proj.weight", N_EMBD, N_EMBD)
+        w.feed_forward(i)
+    w.close()
+
+
+def bert_reranker(path: Path, *, n_labels: int = 1, n_ctx_train: int = 256) -> None:
+    """Looks ahead, and scores what it reads by a head on the first token."""
+    w = Writer(path, "bert", 2)
+    w.sizes(N_HEAD, n_ctx_train=n_ctx_train)
+    w.gguf.add_layer_norm_eps(1e-6)
+    w.gguf.add_causal_attention(False)
+    w.gguf.add_token_type_count(2)
+    w.gguf.add_pooling_type(gguf.PoolingType.RANK)
+    if n_labels > 1:
+        w.gguf.add_classifier_output_labels([f"label{i}" for i in range(n_labels)])
+    w.vocabulary()
+    w.gguf.add_sep_token_id(2)
+    w.gguf.add_add_eos_token(True)
+    w.gguf.add_add_sep_token(True)
+    w.tensor("token_embd.weight", N_VOCAB, N_EMBD, scale=np.sqrt(N_EMBD))
+    w.tensor("token_types.weight", 2, N_EMBD)
+    w.tensor("position_embd.weight", n_ctx_train, N_EMBD, scale=np.sqrt(N_EMBD))
+    w.norm("token_embd_norm")
+    w.tensor("cls.weight", N_EMBD, N_EMBD)
+    w.ones("cls.bias", N_EMBD, 0.1)
+    w.tensor("cls.output.weight", n_labels, N_EMBD, scale=4)
+    w.ones("cls.output.bias", n_labels, 0.5)
+    for i in range(w.n_layer):
+        w.attention(i)
+        w.norm(f"blk.{i}.attn_output_norm")
+        w.tensor(f"blk.{i}.ffn_up.weight", N_FF, N_EMBD)
+        w.tensor(f"blk.{i}.ffn_down.weight", N_EMBD, N_FF)
+        w.norm(f"blk.{i}.layer_output_norm")
+    w.close()
+
+
+def qwen3_reranker(path: Path) -> None:
+    """Looks back only, scores by a head on the last token, and has a template of its own."""
+    w = Writer(path, "qwen3", 2)
+    w.sizes(N_HEAD)
+    w.gguf.add_key_length(N_EMBD // N_HEAD)
+    w.gguf.add_value_length(N_EMBD // N_HEAD)
+    w.gguf.add_pooling_type(gguf.PoolingType.RANK)
+    w.gguf.add_classifier_output_labels(["yes", "no"])
+    w.gguf.add_chat_template([{"name": "rerank", "template": "</s>Q: {query} D: {document}</s>"}])
+    w.ends()
+    w.tensor("cls.output.weight", 2, N_EMBD)
+    for i in range(w.n_layer):
+        w.ones(f"blk.{i}.attn_norm.weight", N_EMBD)
+        w.attention(i)
+        w.heads_norm(i)
         w.feed_forward(i)
     w.close()
 

@@ -12,16 +12,14 @@ from openai_local.engine.backend import Batch, Floats
 from openai_local.engine.config import EngineConfig
 from openai_local.engine.errors import Unsupported
 from openai_local.engine.llama.batch import CBatch, decode, view
-from openai_local.engine.llama.metadata import (
-    arch,
-    meta,
-)
+from openai_local.engine.llama.metadata import pooling
 from openai_local.engine.messages import ModelInfo
 
 
 class LlamaEmbedding:
     """A context for embeddings. Causal models are pooled here, so that an input may come in
-    pieces; models that look ahead are pooled by llama.cpp, an input at once."""
+    pieces; models that look ahead are pooled by llama.cpp, an input at once. So are rerankers, of
+    which causal ones score the last token, whatever came in pieces before it."""
 
     def __init__(
         self, model: Any, config: EngineConfig, info: ModelInfo, threads: tuple[int, int]
@@ -30,25 +28,20 @@ class LlamaEmbedding:
         # A recurrent model takes memory for the state of each.
         stateful = lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model)
         self.n_seq = 4 if stateful else 64
-        declared = meta(model, f"{arch(model)}.pooling_type")
-        pooling = int(declared) if declared else lib.LLAMA_POOLING_TYPE_MEAN
-        if pooling == lib.LLAMA_POOLING_TYPE_NONE:
-            pooling = lib.LLAMA_POOLING_TYPE_MEAN
-        if pooling == lib.LLAMA_POOLING_TYPE_RANK:
-            raise Unsupported("embeddings: it is a reranker")
-        self._pooling = pooling
+        self._pooling = pooling(model)
+        self.ranks = info.can_rank
         self.n_max = info.n_ctx
-        self._n_embd = info.n_embd
+        self._n_embd: int = lib.llama_model_n_cls_out(model) if self.ranks else info.n_embd
         params = lib.llama_context_default_params()
         if self.whole_inputs:
             self.n_batch = max(config.n_ubatch, info.n_ctx, self.n_seq)
             params.n_ubatch = self.n_batch
-            params.pooling_type = pooling
+            params.pooling_type = self._pooling
         else:
             # llama.cpp reserves an output for each sequence, and asserts that they fit the batch.
             self.n_batch = max(config.n_ubatch, self.n_seq)
             params.n_ubatch = self.n_batch
-            params.pooling_type = lib.LLAMA_POOLING_TYPE_NONE
+            params.pooling_type = self._pooling if self.ranks else lib.LLAMA_POOLING_TYPE_NONE
         params.n_batch = self.n_batch
         params.n_ctx = max(self.n_batch, info.n_ctx)
         params.n_seq_max = self.n_seq
@@ -71,13 +64,15 @@ class LlamaEmbedding:
             decode(self._context, c_batch, lib.llama_decode if self._memory else lib.llama_encode)
             return np.stack([self._pooled(int(slot)) for slot in slots])
         decode(self._context, c_batch)
+        if self.ranks:
+            return np.stack([self._pooled(int(slot)) for slot in slots])
         rows = view(lib.llama_get_embeddings(self._context), len(batch), self._n_embd)
         return np.stack([self._part(rows[a : a + n]) for a, n in zip(starts, counts, strict=True)])
 
     def pool(self, parts: Sequence[Floats], n_tokens: int) -> Floats:
         if self.whole_inputs or self._pooling == lib.LLAMA_POOLING_TYPE_CLS:
             return parts[0]
-        if self._pooling == lib.LLAMA_POOLING_TYPE_LAST:
+        if self.ranks or self._pooling == lib.LLAMA_POOLING_TYPE_LAST:
             return parts[-1]
         total = np.sum(np.stack(parts), axis=0, dtype=np.float64)
         return np.asarray(total / n_tokens, np.float32)

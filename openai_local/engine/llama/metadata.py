@@ -26,9 +26,17 @@ def arch(model: Any) -> str:
     return meta(model, "general.architecture")
 
 
-def chat_template(model: Any) -> str | None:
-    template = lib.llama_model_chat_template(model, None)
+def chat_template(model: Any, name: bytes | None = None) -> str | None:
+    template = lib.llama_model_chat_template(model, name)
     return template.decode(errors="replace") if template else None
+
+
+def pooling(model: Any) -> int:
+    """How llama.cpp makes one vector of many; it is the mean where nothing is said."""
+    declared = meta(model, f"{arch(model)}.pooling_type")
+    given = int(declared) if declared else lib.LLAMA_POOLING_TYPE_NONE
+    mean: int = lib.LLAMA_POOLING_TYPE_MEAN
+    return mean if given == lib.LLAMA_POOLING_TYPE_NONE else given
 
 
 def sampling_defaults(model: Any) -> dict[str, float]:

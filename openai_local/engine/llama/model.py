@@ -14,7 +14,7 @@ import numpy as np
 
 from openai_local.engine.backend import Batch, Draw, Floats, State
 from openai_local.engine.config import EngineConfig
-from openai_local.engine.draw import Weights, make_draw
+from openai_local.engine.draw import make_draw
 from openai_local.engine.errors import EngineStopped, ModelLoadFailed
 from openai_local.engine.llama.batch import CBatch, decode, view
 from openai_local.engine.llama.context import measure_cost, new_context, plan_layout
@@ -25,6 +25,7 @@ from openai_local.engine.llama.metadata import (
     chat_template,
     file_digest,
     meta,
+    pooling,
     sampling_defaults,
     text_of,
 )
@@ -52,6 +53,9 @@ class LlamaBackend:
         self._context: Any = None
         self._logits: Floats = np.empty((0, 0), np.float32)
         self._logits_at: int | None = None
+        self._n_rows = 0  # of what was started last
+        # On a GPU the work is queued, and whoever asks for logits waits for it.
+        self.asynchronous = config.n_gpu_layers != 0 and bool(lib.llama_supports_gpu_offload())
         self._copying: set[int] = set()  # slots of copies that are not done yet
         self._model = self._load_model(stopping)
         try:
@@ -59,7 +63,7 @@ class LlamaBackend:
             if lib.llama_vocab_type(vocabulary) == lib.LLAMA_VOCAB_TYPE_NONE:
                 raise ModelLoadFailed(config.model, "it has no vocabulary")
             self.vocabulary = LlamaVocabulary(self._model)
-            self._weights = Weights(self.vocabulary.n_tokens)
+            self._room = np.empty(self.vocabulary.n_tokens, np.float32)  # of draws
             self._open_context()
             self._chains = SamplerChains(self._model, self.info.n_vocab, self.info.n_ctx)
         except BaseException:
@@ -78,13 +82,16 @@ class LlamaBackend:
         )
         return f"{file_digest(self._config.model)} {context}"
 
-    def decode(self, batch: Batch) -> Floats:
+    def start(self, batch: Batch) -> None:
         decode(self._context, self._batch.fill(batch))
         self._copying.clear()
-        n_rows = int(np.count_nonzero(batch.outputs))
-        if n_rows == 0:
+        self._n_rows = int(np.count_nonzero(batch.outputs))
+
+    def rows(self) -> Floats:
+        if self._n_rows == 0:
+            lib.llama_synchronize(self._context)  # its time is measured
             return np.empty((0, self.info.n_vocab), np.float32)
-        return self._logits_view(n_rows)
+        return self._logits_view(self._n_rows)
 
     def _logits_view(self, n_rows: int) -> Floats:
         pointer = lib.llama_get_logits(self._context)
@@ -147,7 +154,7 @@ class LlamaBackend:
     def draw(self, sampling: SamplingParams, seed: int, prompt: Sequence[int]) -> Draw:
         if needs_chain(sampling):
             return self._chains.draw(sampling, seed, prompt)
-        return make_draw(sampling, seed, self._weights)
+        return make_draw(sampling, seed, self._room)
 
     def open_embedding(self) -> LlamaEmbedding:
         return LlamaEmbedding(self._model, self._config, self.info, self._threads())
@@ -159,6 +166,7 @@ class LlamaBackend:
             self._chains.close()
         context, self._context = self._context, None
         if context is not None:
+            lib.llama_synchronize(context)  # a step that raised may have left work
             lib.llama_free(context)
         model, self._model = self._model, None
         if model is not None:
@@ -229,6 +237,8 @@ class LlamaBackend:
             bos_token=self.vocabulary.bos_text,
             eos_token=self.vocabulary.eos_text,
             sampling_defaults=sampling_defaults(model),
+            can_rank=pooling(model) == lib.LLAMA_POOLING_TYPE_RANK,
+            rerank_template=chat_template(model, b"rerank"),
         )
         logger.info("%s: %s", config.model.name, self.info.description)
         if cost is not None:
@@ -256,7 +266,8 @@ class LlamaBackend:
             outputs=np.zeros(n, np.int8),
         )
         one.outputs[-1] = 1
-        self.decode(one)
+        self.start(one)
+        self.rows()
         self.truncate(0, 0)
 
 

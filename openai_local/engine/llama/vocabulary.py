@@ -57,6 +57,13 @@ class LlamaVocabulary:
             lib.llama_vocab_fim_mid(self._vocab),
         )
         self._fim = fim if min(fim) >= 0 else None
+        repository = lib.llama_vocab_fim_rep(self._vocab)
+        file = lib.llama_vocab_fim_sep(self._vocab)
+        self._file_marks = (
+            repository if repository >= 0 else None,
+            file if file >= 0 else None,
+        )
+        self._around_pair = self._read_around_pair()
         n_suppressed = ctypes.c_int32(0)
         suppressed = lib.llama_vocab_get_suppress_tokens(self._vocab, ctypes.byref(n_suppressed))
         self._suppressed = (
@@ -124,8 +131,22 @@ class LlamaVocabulary:
     def name(self, token: int) -> str:
         return self._names.get(token, "")
 
+    def around_pair(self) -> tuple[Sequence[int], Sequence[int], Sequence[int]]:
+        return self._around_pair
+
+    def _read_around_pair(self) -> tuple[Sequence[int], Sequence[int], Sequence[int]]:
+        """As llama-server puts a query and a document together."""
+        eos, sep = lib.llama_vocab_eos(self._vocab), lib.llama_vocab_sep(self._vocab)
+        end = [eos if eos >= 0 else sep] if lib.llama_vocab_get_add_eos(self._vocab) else []
+        between = [*end, sep] if lib.llama_vocab_get_add_sep(self._vocab) else end
+        before = [] if self._bos is None else [self._bos]
+        return before, [t for t in between if t >= 0], [t for t in end if t >= 0]
+
     def fill_in_the_middle(self) -> tuple[int, int, int] | None:
         return self._fim
+
+    def file_marks(self) -> tuple[int | None, int | None]:
+        return self._file_marks
 
     def spelling(self, token: int) -> tuple[bytes, bool]:
         with self._open():

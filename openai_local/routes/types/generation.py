@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from openai_local.routes.types.common import Body
+from openai_local.routes.types.constraints import ConstraintBody
 from openai_local.routes.types.sampling import SamplingBody
 
 
@@ -18,7 +19,7 @@ class StreamOptions(Body):
 StopString = Annotated[str, Field(min_length=1)]
 
 
-class GenerationBody(SamplingBody):
+class GenerationBody(SamplingBody, ConstraintBody):
     """The parameters that /chat/completions and /completions have in common.
 
     From ``stop_token_ids`` on they are those of llama-server and vLLM.
