@@ -30,8 +30,10 @@ lint: $(VENV)/.test
 types: $(VENV)/.test
 	$(BIN)/mypy
 
+# Models use every core, and wait for each other where they are not alone.
 tests: $(VENV)/.test $(CLIENTS)/.done
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 -m "not model"
+	$(BIN)/python -m pytest -m model
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fakes import FakeBackend, FakeVocabulary, spelling
 from hypothesis import given
 from hypothesis import strategies as st
-from test_core import Driver
+from driver import Driver
 
 from openai_local.engine import GenerationRequest, TextDelta, ThoughtLimit
 from openai_local.engine.thought import ThoughtCloser
