@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from driver import Driver
 from fakes import FakeBackend, FakeVocabulary, spelling
 from hypothesis import given
 from hypothesis import strategies as st
-from driver import Driver
 
 from openai_local.engine import GenerationRequest, TextDelta, ThoughtLimit
 from openai_local.engine.thought import ThoughtCloser
