@@ -146,7 +146,7 @@ async def test_what_editors_send_beside_is_taken() -> None:
     answer = await ask(
         filler("done"), input_extra=[], prompt="", n_predict=128, stop=[], n_indent=0, top_k=40,
         top_p=0.99, samplers=["top_k", "top_p"], cache_prompt=True, stream=False,
-        t_max_prompt_ms=500, t_max_predict_ms=1000, response_fields=["content"],
+        t_max_prompt_ms=-1, t_max_predict_ms=1000, response_fields=["content"],
     )  # fmt: skip
     assert answer == {"content": "done"}
 

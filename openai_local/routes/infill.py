@@ -34,6 +34,7 @@ REFUSED: Refused = {
     "n_indent": Refusal("it does not look at indentation", (0,)),
     "n_keep": Refusal("a context that is full is not shifted", (0,)),
     "post_sampling_probs": Refusal("logprobs are the model's own", (False,)),
+    "t_max_prompt_ms": Refusal("the time for a prompt has no bound of its own", (-1, 0)),
     "stream_options": Refusal("its streams have no options", ({},)),
 }
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import httpx
 import numpy as np
-import pytest
 from jsonschema import Draft202012Validator, ValidationError
 from openai.types import Completion, CreateEmbeddingResponse, Model
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
@@ -106,14 +105,6 @@ def check_error(response: httpx.Response) -> None:
     check("error", value)
     assert value["error"]["message"].strip()
     assert value["error"]["type"]
-
-
-def skip_without(response: httpx.Response) -> None:
-    """Skip while the server refuses ``tools`` or ``response_format`` by name."""
-    if response.status_code == 400:
-        error = response.json()["error"]
-        if error["code"] == "unsupported_parameter":
-            pytest.skip(f"the server has no {error['param']} yet")
 
 
 def _remove(value: Any, place: list[str]) -> None:

@@ -16,7 +16,7 @@ class ExtraFile(Body):
 
 
 class InfillRequest(GenerationBody):
-    """``t_max_prompt_ms`` is taken, since editors send it; llama-server does not keep it either."""
+    """What to write between ``input_prefix`` and ``input_suffix``."""
 
     input_prefix: str
     input_suffix: str
@@ -27,7 +27,6 @@ class InfillRequest(GenerationBody):
     max_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     return_tokens: bool | None = None
     response_fields: list[str] | None = None
-    t_max_prompt_ms: Annotated[int, Field(ge=-1, lt=2**63)] | None = None
 
     def most_tokens(self) -> int | None:
         """How many may be generated; None until the context is full."""
