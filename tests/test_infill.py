@@ -193,6 +193,7 @@ async def test_a_model_without_such_tokens_is_refused() -> None:
         ({"n_predict": 1, "min_tokens": 2}, "min_tokens", "invalid_value"),
         ({"n": 2}, "n", "unsupported_parameter"),
         ({"n_indent": 4}, "n_indent", "unsupported_parameter"),
+        ({"t_max_prompt_ms": 500}, "t_max_prompt_ms", "unsupported_parameter"),
         ({"return_progress": True}, "return_progress", "invalid_value"),
         ({"messages": []}, "messages", "unknown_parameter"),
     ],
