@@ -6,7 +6,7 @@ python examples/engine_without_http.py
 import asyncio
 
 from openai_local.engine import Engine, GenerationRequest, SamplingParams, TextDelta
-from openai_local.model_files import packaged_smollm2
+from openai_local.models.files import packaged_smollm2
 
 
 async def main() -> None:

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from openai_local import routes
 from openai_local.config import Settings
 from openai_local.engine import Engine, EngineConfig, EngineStopped
-from openai_local.registry import Registry
+from openai_local.models.registry import Registry
 from openai_local.routes.endpoint import not_found
 from openai_local.routes.host import stopping, unless_stopping
 from openai_local.routes.openapi import document

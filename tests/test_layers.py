@@ -50,7 +50,7 @@ def test_one_package_of_the_engine_imports_llama_cpp_and_none_imports_it_at_once
     assert all(module.startswith(wall) for module in importers("llama_cpp"))
     assert importers("openai_local.engine.llama") - {
         module for module in MODULES if (module + ".").startswith(wall)
-    } == {"openai_local.engine.engine", "openai_local.model_files"}
+    } == {"openai_local.engine.engine", "openai_local.models.files"}
 
 
 def test_inside_the_engine_one_module_knows_event_loops() -> None:
@@ -89,11 +89,12 @@ def test_the_chat_language_knows_neither_http_nor_tokens() -> None:
     assert importers("openai_local.engine") & {"openai_local.chat_template"} == set()
 
 
-def test_the_registry_knows_no_http() -> None:
-    assert tops("openai_local.registry").isdisjoint(WEB)
-    assert all(
-        not name.startswith("openai_local.routes") for name in imports("openai_local.registry")
-    )
+def test_the_models_know_no_http() -> None:
+    room = "openai_local.models"
+    assert importers("openai_local.routes", room) == set()
+    for module in MODULES:
+        if module.startswith(room):
+            assert tops(module).isdisjoint(WEB), module
 
 
 def test_the_command_line_alone_knows_a_server() -> None:

@@ -81,7 +81,7 @@ import asyncio, atexit, sys, threading
 atexit.register(lambda: print([thread.name for thread in threading.enumerate()]))
 
 from openai_local.engine import Engine, EngineConfig, GenerationRequest, SamplingParams
-from openai_local.model_files import packaged_smollm2
+from openai_local.models.files import packaged_smollm2
 
 engine = Engine(EngineConfig(packaged_smollm2(), n_ctx=512, n_parallel=4, n_threads=1))
 

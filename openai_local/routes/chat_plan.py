@@ -18,8 +18,8 @@ from openai_local.engine import (
     InvalidConstraint,
     ThoughtLimit,
 )
+from openai_local.models.registry import LoadedModel
 from openai_local.reasoning_format import ReasoningFormat, Thought, reasoning_kwargs
-from openai_local.registry import LoadedModel
 from openai_local.routes.answers import Answer
 from openai_local.routes.constraints import Asked, behind_thought, compiled, refusal, schema_of
 from openai_local.routes.errors import RequestError

@@ -22,8 +22,8 @@ from openai_local.engine import (
     QueueFull,
     Unsupported,
 )
-from openai_local.model_files import NoModel
-from openai_local.registry import UnknownModel
+from openai_local.models.files import NoModel
+from openai_local.models.registry import UnknownModel
 
 HEADERS = {
     401: {"www-authenticate": "Bearer"},

@@ -15,7 +15,7 @@ import anyio.to_thread
 from openai_local.chat_template import RenderedPrompt
 from openai_local.engine import Engine, Finished, Generation, GenerationRequest, Output, Usage
 from openai_local.engine.bridge import Signal
-from openai_local.registry import LoadedModel
+from openai_local.models.registry import LoadedModel
 from openai_local.routes.errors import RequestError
 from openai_local.routes.types.generation import GenerationBody
 

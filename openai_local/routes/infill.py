@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp
 
 from openai_local.engine import Finished, PromptProgress, TextDelta, TokenLogprob
-from openai_local.registry import LoadedModel
+from openai_local.models.registry import LoadedModel
 from openai_local.routes.constraints import asked_for, compiled
 from openai_local.routes.errors import RequestError
 from openai_local.routes.generation import Choices, generation_request, off_loop, read_biases

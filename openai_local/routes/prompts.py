@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from openai_local.engine.backend import Vocabulary
-from openai_local.registry import LoadedModel
+from openai_local.models.registry import LoadedModel
 from openai_local.routes.errors import RequestError
 from openai_local.routes.generation import off_loop, tokenize_all
 from openai_local.routes.types.completions import CompletionRequest

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from openai_local.engine import Engine
-from openai_local.registry import LoadedModel
+from openai_local.models.registry import LoadedModel
 from openai_local.routes.embeddings import MAX_TOKENS
 from openai_local.routes.errors import RequestError
 from openai_local.routes.generation import off_loop

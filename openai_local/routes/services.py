@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from starlette.requests import Request
 
 from openai_local.config import Settings
-from openai_local.registry import LoadedModel, Registry
+from openai_local.models.registry import LoadedModel, Registry
 from openai_local.routes.host import unless_left
 
 

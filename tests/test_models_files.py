@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from openai_local.model_files import packaged_smollm2, requantized
+from openai_local.models.files import packaged_smollm2, requantized
 
 
 @pytest.mark.model
@@ -14,7 +14,7 @@ def test_two_processes_requantise_once(tmp_path: Path) -> None:
     source = packaged_smollm2()
     assert source is not None
     code = (
-        "import sys; from pathlib import Path; from openai_local.model_files import requantized;"
+        "import sys; from pathlib import Path; from openai_local.models.files import requantized;"
         "sys.stdout.write(str(requantized(Path(sys.argv[1]), Path(sys.argv[2]))))"
     )
     command = [sys.executable, "-c", code, str(source), str(tmp_path)]

@@ -17,7 +17,7 @@ from openai_local.chat_template import ChatTemplate, TemplateError
 from openai_local.config import ConfigError, Settings
 from openai_local.engine import Engine, EngineConfig, EngineStopped, ModelInfo, ModelLoadFailed
 from openai_local.engine.bridge import wait
-from openai_local.model_files import (
+from openai_local.models.files import (
     SMOLLM2_ID,
     NoModel,
     default_id,
