@@ -92,7 +92,7 @@ async def test_real_generations_parse_and_satisfy_the_benchmarks_schemas(smollm2
         pytest.skip("the JSONSchemaBench sample is not here")
     ends: Counter[str] = Counter()
     started = time.monotonic()
-    async with Engine(EngineConfig(smollm2, n_ctx=1024, n_parallel=8)) as engine:
+    async with Engine(EngineConfig(smollm2, n_ctx=1024, n_parallel=32)) as engine:
         wanted: list[tuple[dict[str, Any], Compiled]] = []
         for row in rows:
             try:
@@ -101,7 +101,7 @@ async def test_real_generations_parse_and_satisfy_the_benchmarks_schemas(smollm2
                 continue
             assert isinstance(bound, Compiled)
             wanted.append((row["schema"], bound))
-        places = anyio.CapacityLimiter(8)
+        places = anyio.CapacityLimiter(32)
 
         async def one(schema: dict[str, Any], bound: Compiled) -> None:
             async with places:
