@@ -60,7 +60,7 @@ $(VENV)/.test: pyproject.toml | $(VENV)/.serve
 $(CLIENTS)/.done: pyproject.toml
 	$(PYTHON) -m venv $(CLIENTS)
 	$(CLIENT_PIP) install --quiet --upgrade 'pip>=25.1'
-	$(CLIENT_PIP) install --quiet --group clients
+	$(CLIENT_PIP) install --quiet --no-compile --group clients
 	npm install --silent --no-audit --no-fund --prefix $(CLIENTS) openai@7 || true
 	@touch $@
 
