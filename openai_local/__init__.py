@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from openai_local.application import Application
     from openai_local.config import ConfigError, Settings
     from openai_local.engine import Engine, EngineConfig, EngineError
+    from openai_local.middleware import Middleware
 
 __version__ = "0.1.0"
 
@@ -39,6 +40,7 @@ __all__ = [
     "Engine",
     "EngineConfig",
     "EngineError",
+    "Middleware",
     "Settings",
     "app",
     "merge_openapi",
@@ -50,6 +52,7 @@ _ROOMS = {
     "Engine": "openai_local.engine",
     "EngineConfig": "openai_local.engine",
     "EngineError": "openai_local.engine",
+    "Middleware": "openai_local.middleware",
     "Settings": "openai_local.config",
 }
 

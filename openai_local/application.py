@@ -10,7 +10,7 @@ from typing import Any
 from starlette.routing import Router
 from starlette.types import Receive, Scope, Send
 
-from openai_local import routes
+from openai_local import lifespan, routes
 from openai_local.config import Settings
 from openai_local.engine import Engine, EngineConfig, EngineStopped
 from openai_local.models.registry import Registry
@@ -46,28 +46,33 @@ class Application:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await self._standalone(receive, send)
+            await lifespan.run(self.lifespan(), scope, receive, send)
         else:
             # A router leaves its marks in the scope; the host's stays as it was.
             await self._router(dict(scope), receive, send)
 
     @asynccontextmanager
-    async def lifespan(self, app: Any = None) -> AsyncIterator[None]:
+    async def lifespan(self, app: Any = None, *, warm: bool = True) -> AsyncIterator[None]:
         """Load the default model, then serve; at the end stop all engines and free all models.
 
         ``app`` is the host, of which nothing is needed. Raises what the load raises, which keeps
-        the host from starting. May be entered again after its end.
+        the host from starting. May be entered again after its end. Unless ``warm``, the model is
+        left to the first request.
         """
         self.registry.open()
         try:
-            try:
-                await unless_stopping(lambda: self.registry.get(self.registry.default_id))
-            except EngineStopped:
-                if not stopping():
-                    raise
+            if warm:
+                await self._load()
             yield
         finally:
             await self.aclose()
+
+    async def _load(self) -> None:
+        try:
+            await unless_stopping(lambda: self.registry.get(self.registry.default_id))
+        except EngineStopped:
+            if not stopping():
+                raise
 
     def openapi(self, prefix: str = "") -> dict[str, Any]:
         """The OpenAPI document of the routes as they are below ``prefix``."""
@@ -76,17 +81,3 @@ class Application:
     async def aclose(self) -> None:
         """Stop all engines and free all models; whoever waits gets an error. Safe to repeat."""
         await self.registry.aclose()
-
-    async def _standalone(self, receive: Receive, send: Send) -> None:
-        await receive()
-        lifespan = self.lifespan()
-        try:
-            await lifespan.__aenter__()
-        except Exception as error:
-            logger.debug("startup failed", exc_info=True)
-            await send({"type": "lifespan.startup.failed", "message": str(error)})
-            return
-        await send({"type": "lifespan.startup.complete"})
-        await receive()
-        await lifespan.__aexit__(None, None, None)
-        await send({"type": "lifespan.shutdown.complete"})
