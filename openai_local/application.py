@@ -7,13 +7,15 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Router
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from openai_local import lifespan, routes
 from openai_local.config import Settings
 from openai_local.engine import Engine, EngineConfig, EngineStopped
 from openai_local.models.registry import Registry
+from openai_local.routes.auth import Authorize
 from openai_local.routes.endpoint import not_found
 from openai_local.routes.host import stopping, unless_stopping
 from openai_local.routes.openapi import document
@@ -34,14 +36,32 @@ class Application:
     """
 
     def __init__(
-        self, settings: Settings, open_engine: Callable[[EngineConfig], Engine] = Engine
+        self,
+        settings: Settings,
+        open_engine: Callable[[EngineConfig], Engine] = Engine,
+        *,
+        authorize: Authorize | None = None,
     ) -> None:
         self.settings = settings
-        self.registry = Registry(settings, open_engine)
-        self._router = Router(
-            routes.build(Services(self.registry, settings)),
-            redirect_slashes=False,
-            default=not_found,
+        self._open_engine = open_engine
+        self._authorize = authorize
+        self._open()
+
+    def _open(self) -> None:
+        self.registry = Registry(self.settings, self._open_engine)
+        self._routes = self._build_routes()
+
+    def _build_routes(self) -> ASGIApp:
+        services = Services(self.registry, self.settings, self._authorize)
+        router = Router(routes.build(services), redirect_slashes=False, default=not_found)
+        if not self.settings.cors_origins:
+            return router
+        return CORSMiddleware(
+            router,
+            allow_origins=self.settings.cors_origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("*",),
+            expose_headers=("*",),
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -49,7 +69,7 @@ class Application:
             await lifespan.run(self.lifespan(), scope, receive, send)
         else:
             # A router leaves its marks in the scope; the host's stays as it was.
-            await self._router(dict(scope), receive, send)
+            await self._routes(dict(scope), receive, send)
 
     @asynccontextmanager
     async def lifespan(self, app: Any = None, *, warm: bool = True) -> AsyncIterator[None]:
