@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -50,6 +51,7 @@ class Application:
     def _open(self) -> None:
         self.registry = Registry(self.settings, self._open_engine)
         self._routes = self._build_routes()
+        self._pid = os.getpid()
 
     def _build_routes(self) -> ASGIApp:
         services = Services(self.registry, self.settings, self._authorize)
@@ -65,6 +67,7 @@ class Application:
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._check_process()
         if scope["type"] == "lifespan":
             await lifespan.run(self.lifespan(), scope, receive, send)
         else:
@@ -79,6 +82,7 @@ class Application:
         the host from starting. May be entered again after its end. Unless ``warm``, the model is
         left to the first request.
         """
+        self._check_process()
         self.registry.open()
         try:
             if warm:
@@ -100,4 +104,11 @@ class Application:
 
     async def aclose(self) -> None:
         """Stop all engines and free all models; whoever waits gets an error. Safe to repeat."""
+        self._check_process()
         await self.registry.aclose()
+
+    def _check_process(self) -> None:
+        """After a fork no thread of the parent's is here, and its locks may be held for ever."""
+        if self._pid != os.getpid():
+            logger.info("forked from %d: models are loaded again in this process", self._pid)
+            self._open()
