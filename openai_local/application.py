@@ -72,7 +72,10 @@ class Application:
             await lifespan.run(self.lifespan(), scope, receive, send)
         else:
             # A router leaves its marks in the scope; the host's stays as it was.
-            await self._routes(dict(scope), receive, send)
+            scope = dict(scope)
+            # Some hosts, such as Litestar, end the path of what they mount with a slash.
+            scope["path"] = scope["path"].rstrip("/") or "/"
+            await self._routes(scope, receive, send)
 
     @asynccontextmanager
     async def lifespan(self, app: Any = None, *, warm: bool = True) -> AsyncIterator[None]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from html import escape
 from typing import Any
+from urllib.parse import unquote
 
 from pydantic_core import to_json
 from starlette.requests import Request
@@ -68,6 +69,10 @@ def _base(request: Request, path: str) -> str:
     # Some hosts cut the prefix off the path, others do not.
     if not full.startswith(root + "/"):
         full = root + full
+    # Litestar does not even say that it did.
+    asked = unquote(request.scope.get("raw_path", b"").decode("latin-1"))
+    if asked.endswith(full):
+        full = asked
     return full.removesuffix(path) or "/"
 
 
