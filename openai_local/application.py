@@ -19,6 +19,7 @@ from openai_local.models.registry import Registry
 from openai_local.routes.auth import Authorize
 from openai_local.routes.endpoint import not_found
 from openai_local.routes.host import stopping, unless_stopping
+from openai_local.routes.mount import mounted
 from openai_local.routes.openapi import document
 from openai_local.routes.services import Services
 
@@ -72,10 +73,7 @@ class Application:
             await lifespan.run(self.lifespan(), scope, receive, send)
         else:
             # A router leaves its marks in the scope; the host's stays as it was.
-            scope = dict(scope)
-            # Some hosts, such as Litestar, end the path of what they mount with a slash.
-            scope["path"] = scope["path"].rstrip("/") or "/"
-            await self._routes(scope, receive, send)
+            await self._routes(mounted(scope), receive, send)
 
     @asynccontextmanager
     async def lifespan(self, app: Any = None, *, warm: bool = True) -> AsyncIterator[None]:

@@ -10,6 +10,7 @@ import openai_local
 from openai_local import lifespan
 from openai_local.application import Application
 from openai_local.config import ConfigError
+from openai_local.routes import mount
 
 
 class Middleware:
@@ -45,21 +46,11 @@ class Middleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            ours = self.local.lifespan(warm=self._warm)
-            await lifespan.run(ours, scope, receive, send, self.app)
+            own = self.local.lifespan(warm=self._warm)
+            await lifespan.run(own, scope, receive, send, self.app)
             return
-        below = _below(scope, self.prefix) if scope["type"] == "http" else None
-        if below is None:
+        ours = mount.below(scope, self.prefix) if scope["type"] == "http" else None
+        if ours is None:
             await self.app(scope, receive, send)
         else:
-            await self.local(below, receive, send)
-
-
-def _below(scope: Scope, prefix: str) -> Scope | None:
-    """The scope of an application mounted at ``prefix``; None for the paths outside."""
-    root, path = scope.get("root_path", "").rstrip("/"), scope["path"]
-    # Servers differ in whether a proxy's prefix is part of the path.
-    inner = path[len(root) :] if path.startswith(root + "/") else path
-    if inner != prefix and not inner.startswith(prefix + "/"):
-        return None
-    return {**scope, "root_path": root + prefix, "path": root + inner}
+            await self.local(ours, receive, send)

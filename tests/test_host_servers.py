@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import signal
-import time
-from pathlib import Path
 
 import pytest
-from hosts import CHAT, ENDLESS, ROOT, check, data_of, host_process, lines_of
+from hosts import check, host_process, lines_of
 from servers import Process, client_at, wait_until
 
 ASGI_BIND = "--bind 127.0.0.1:{port}"

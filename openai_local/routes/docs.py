@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from html import escape
 from typing import Any
-from urllib.parse import unquote
 
 from pydantic_core import to_json
 from starlette.requests import Request
@@ -65,15 +64,7 @@ def _html(needs_key: bool, server: str) -> bytes:
 
 def _base(request: Request, path: str) -> str:
     """Where the application is mounted, as its clients see it."""
-    root, full = request.scope.get("root_path", ""), request.scope["path"]
-    # Some hosts cut the prefix off the path, others do not.
-    if not full.startswith(root + "/"):
-        full = root + full
-    # Litestar does not even say that it did.
-    asked = unquote(request.scope.get("raw_path", b"").decode("latin-1"))
-    if asked.endswith(full):
-        full = asked
-    return full.removesuffix(path) or "/"
+    return str(request.scope["path"]).removesuffix(path) or "/"
 
 
 def _page(whole: Json) -> str:
