@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ from hosts import CHAT, ROOT, check, faked, host_process
 from servers import client_at
 
 EXAMPLES = ROOT / "examples"
+README = ROOT / "README.md"
 HOSTING = ROOT / "docs" / "hosts.md"
 
 # What `manage.py migrate` and `createsuperuser` do, in one process.
@@ -28,13 +31,14 @@ User.objects.create_user("ada", password="pass")
 """
 
 
-def run_python(*command: str, cwd: Path, **variables: str) -> None:
-    """A script that must end well."""
+def run_python(*command: str, cwd: Path, **variables: str) -> str:
+    """What a script prints; it must end well."""
     env = {**os.environ, **faked(), **variables}
     ran = subprocess.run(
         [sys.executable, *command], cwd=cwd, env=env, capture_output=True, text=True, timeout=60
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout
 
 
 @pytest.mark.parametrize(
@@ -94,9 +98,104 @@ def test_django_with_its_sessions_tokens_and_csrf_in_front(tmp_path: Path) -> No
     assert wrong.status_code == 401
 
 
+DJANGO_SETTINGS = """
+import django
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured, PermissionDenied
+from django.test import override_settings
+
+settings.configure(OPENAI_LOCAL={}, SECRET_KEY="x")
+django.setup()
+import openai_local.django as ours
+
+def refused(**given):
+    try:
+        with override_settings(OPENAI_LOCAL=given):
+            ours.get_asgi_application()
+    except ImproperlyConfigured as error:
+        return str(error)
+
+assert "'n_ctx' must be 'N_CTX'" in refused(n_ctx=99)
+assert "n_contxt" in refused(N_CONTXT=99)
+assert "n_ctx" in refused(N_CTX="many")
+assert "prefix" in refused(PREFIX="/")
+with override_settings(OPENAI_LOCAL={"PREFIX": "ai", "N_CTX": 99, "WARM": False}):
+    made = ours.get_asgi_application()
+    own = ours.app()
+    assert ours.get_asgi_application(own).local is own
+assert (made.prefix, made.local.settings.n_ctx) == ("/ai", 99)
+
+class User:
+    def __init__(self, is_authenticated, is_staff):
+        self.is_authenticated, self.is_staff = is_authenticated, is_staff
+
+class Request:
+    method, META, COOKIES, is_secure = "GET", {}, {}, lambda self: False
+    def __init__(self, *user):
+        self.user = User(*user)
+
+assert not ours.staff(Request(False, False)) and ours.staff(Request(True, True))
+try:
+    ours.staff(Request(True, False))
+except PermissionDenied:
+    print("denied")
+"""
+
+
+def test_djangos_settings_are_read_in_its_own_way_and_mistakes_named(tmp_path: Path) -> None:
+    assert run_python("-c", DJANGO_SETTINGS, cwd=tmp_path) == "denied\n"
+
+
 def check_page(client: httpx.Client, csrf: str) -> None:
     """A page of the site, whose browser sends the session's cookie and, where told, the token."""
     assert client.get("/v1/models").status_code == 200
     headers = {"x-csrftoken": csrf}
     answer = client.post("/v1/chat/completions", json=CHAT, headers=headers)
     assert answer.status_code == 200, answer.text
+
+
+def block(page: Path, language: str, having: str) -> str:
+    """The fenced block of a page in which ``having`` is."""
+    blocks = re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    return next(text for text in blocks if having in text)
+
+
+def commands(page: Path, having: str) -> list[list[str]]:
+    """The lines of a block for the shell, but for what installs, which make does."""
+    lines = block(page, "sh", having).splitlines()
+    return [shlex.split(line, comments=True) for line in lines if not line.startswith("pip ")]
+
+
+def serve_literally(page: Path, having: str, folder: Path) -> None:
+    """Runs the last line of a block, a uvicorn, on a port of ours."""
+    *_, (server, *arguments) = commands(page, having)
+    assert server == "uvicorn"
+    with host_process(f"uvicorn {' '.join(arguments)} --port {{port}}", folder) as running:
+        check(f"{running.url}/v1")
+        with client_at(running.url) as client:
+            assert client.get("/nothing").status_code == 404
+            assert "openai" not in client.get("/nothing").text
+
+
+def test_a_fastapi_project_made_of_the_readmes_lines(tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text(block(README, "python", "app.mount"))
+    serve_literally(README, "uvicorn main:app", tmp_path)
+
+
+def test_a_django_project_made_of_the_readmes_lines(tmp_path: Path) -> None:
+    change = block(README, "diff", "get_asgi_application")
+    assert change == block(HOSTING, "diff", "get_asgi_application")
+    folder = tmp_path
+    for command in commands(HOSTING, "startproject"):
+        if command[0] == "cd":
+            folder = folder / command[1]
+        else:
+            assert command[0] == "django-admin"
+            run_python("-m", "django", *command[1:], cwd=folder)
+    program = folder / "mysite" / "asgi.py"
+    source = program.read_text()
+    before, after = change.splitlines()
+    assert (before[0], after[0]) == ("-", "+")
+    assert source.count(before[1:]) == 1
+    program.write_text(source.replace(before[1:], after[1:]))
+    serve_literally(HOSTING, "uvicorn mysite", folder)
