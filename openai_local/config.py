@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from pathlib import Path
 from typing import Any
 
-from pydantic import ByteSize, Field, ValidationError, model_validator
+from pydantic import ByteSize, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -18,6 +19,8 @@ ENV_PREFIX = "OPENAI_LOCAL_"
 # llama.cpp counts in 32 bits; a batch has buffers of its size.
 MAX_SIZE = 1 << 31
 MAX_BATCH = 1 << 20
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s]+")
 
 
 class ConfigError(Exception):
@@ -40,6 +43,9 @@ class Settings(BaseSettings):
     chat_template: Path | None = Field(None, description="Jinja file used for the model's own")
     requantize: bool = Field(True, description="Use the packaged SmolLM2 as Q8_0")
     api_key: str | None = Field(None, description="Bearer token that requests must carry")
+    cors_origins: tuple[str, ...] | None = Field(
+        None, description="Origins whose pages may call it from a browser; '*' is all"
+    )
     docs: bool = Field(True, description="Serve /openapi.json and /docs, without a key")
     max_body_bytes: int = Field(32 << 20, ge=1, description="Longer request bodies get 413")
     n_ctx: int | None = Field(None, ge=8, lt=MAX_SIZE, description="The longest sequence")
@@ -86,6 +92,21 @@ class Settings(BaseSettings):
     request_timeout_s: float | None = Field(
         None, gt=0, allow_inf_nan=False, description="A generation that takes longer fails"
     )
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split(cls, origins: Any) -> Any:
+        """A string has them with commas between, as an environment variable does."""
+        return origins.replace(",", " ").split() if isinstance(origins, str) else origins
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, origins: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for origin in origins or ():
+            # A browser sends no path, so that one with a path would never match.
+            if origin not in ("*", "null") and not _ORIGIN.fullmatch(origin):
+                raise PydanticCustomError("origin", "an origin is like https://example.org")
+        return origins
 
     @model_validator(mode="after")
     def _check_tiers(self) -> Settings:

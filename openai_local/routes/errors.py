@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
@@ -54,6 +56,7 @@ class ErrorShape:
     type: str = "invalid_request_error"
     param: str | None = None
     code: str | None = None
+    headers: Mapping[str, str] | None = None
 
     def body(self) -> dict[str, Any]:
         return {
@@ -66,7 +69,7 @@ class ErrorShape:
         }
 
     def response(self) -> JSONResponse:
-        return JSONResponse(self.body(), self.status, HEADERS.get(self.status))
+        return JSONResponse(self.body(), self.status, self.headers or HEADERS.get(self.status))
 
 
 def shape(error: Exception, prompt_param: str = "messages") -> ErrorShape:
@@ -104,6 +107,8 @@ def shape(error: Exception, prompt_param: str = "messages") -> ErrorShape:
         case EngineError():
             return ErrorShape(500, text, type="server_error", code="engine_error")
         case HTTPException():
-            return ErrorShape(error.status_code, error.detail)
+            # FastAPI's has a detail of any type.
+            text = error.detail if isinstance(error.detail, str) else to_json(error.detail).decode()
+            return ErrorShape(error.status_code, text, headers=error.headers)
         case _:
             return ErrorShape(500, "internal error", type="server_error")
