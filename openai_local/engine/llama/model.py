@@ -16,6 +16,7 @@ from openai_local.engine.backend import Batch, Draw, Floats, State
 from openai_local.engine.config import EngineConfig
 from openai_local.engine.draw import make_draw
 from openai_local.engine.errors import EngineStopped, ModelLoadFailed
+from openai_local.engine.gguf_check import read_checked
 from openai_local.engine.llama.batch import CBatch, decode, view
 from openai_local.engine.llama.context import measure_cost, new_context, plan_layout
 from openai_local.engine.llama.embedding import LlamaEmbedding
@@ -47,8 +48,6 @@ class LlamaBackend:
     def __init__(self, config: EngineConfig, stopping: Callable[[], bool] = lambda: False) -> None:
         """``stopping`` is asked while the file is read; when it holds, raises EngineStopped."""
         prepare_process()
-        if not config.model.is_file():
-            raise ModelLoadFailed(config.model, "there is no such file")
         self._config = config
         self._context: Any = None
         self._logits: Floats = np.empty((0, 0), np.float32)
@@ -178,9 +177,7 @@ class LlamaBackend:
         if not self._config.use_mmap:
             params.load_mode = lib.LLAMA_LOAD_MODE_NONE
         path = self._config.model
-        with path.open("rb") as file:
-            if file.read(4) != b"GGUF":
-                raise ModelLoadFailed(path, "it is not a GGUF file")
+        read_checked(path)
         take_errors()
         go_on = lib.llama_progress_callback(lambda progress, _: not stopping())
         params.progress_callback = go_on
