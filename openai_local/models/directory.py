@@ -9,8 +9,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from openai_local.engine import ModelLoadFailed
-from openai_local.models.footprint import look_at
+from openai_local.models.gguf_file import InvalidGguf, read_header
 
 logger = logging.getLogger(__name__)
 
@@ -78,9 +77,9 @@ class Directory:
         if known is None or known[0] != stamp:
             problem = None
             try:
-                look_at(path)
-            except ModelLoadFailed as error:
-                problem = error.reason
+                read_header(path)
+            except (InvalidGguf, OSError) as error:
+                problem = getattr(error, "reason", str(error))
                 logger.warning("%s is left out: %s", path, problem)
             known = self._problems[path] = (stamp, problem)
         return known[1]
