@@ -14,6 +14,8 @@ from typing import Literal
 from openai_local.engine.errors import InvalidGguf
 from openai_local.engine.gguf import TOKENS, Array, GgufFile, Tensor
 from openai_local.engine.gguf_check import read_checked
+from openai_local.engine.gguf_facts import Facts
+from openai_local.engine.gguf_layers import Layer, layers_of
 
 __all__ = ["GgufHeader", "InvalidGguf", "read_header"]
 
@@ -37,8 +39,9 @@ Purpose = Literal["generation", "embedding", "reranking"]
 class GgufHeader:
     """The facts of a model's header; sizes are in bytes or tokens, of all its parts together.
 
-    ``n_heads`` and ``n_kv_heads`` are those of each layer. ``pooling`` is None where the file does
-    not say. ``metadata`` has all that the file says, lists as their values where there are few.
+    ``n_heads`` and ``n_kv_heads`` are those of each layer, ``layers`` what each keeps. ``pooling``
+    is None where the file does not say. ``metadata`` has all that the file says, lists as their
+    values where there are few.
     """
 
     path: Path
@@ -58,10 +61,13 @@ class GgufHeader:
     n_experts: int
     n_experts_used: int
     chat_template: str | None
+    bos_token: str
+    eos_token: str
     pooling: Pooling | None
     causal: bool
     purpose: Purpose
     licence: str | None
+    layers: tuple[Layer, ...]
     metadata: Mapping[str, object]
     tensors: tuple[Tensor, ...]
 
@@ -69,6 +75,13 @@ class GgufHeader:
     def n_weight_bytes(self) -> int:
         """What the tensors take, in the file and in memory."""
         return sum(tensor.n_bytes for tensor in self.tensors)
+
+    def integer(self, name: str) -> int:
+        """What the file says under a name of its architecture, the largest if it is of layers; 0
+        if it does not say it."""
+        value = self.metadata.get(f"{self.architecture}.{name}", 0)
+        values = value if isinstance(value, list) else [value]
+        return max((n for n in values if isinstance(n, int)), default=0)
 
 
 def read_header(path: Path) -> GgufHeader:
@@ -81,70 +94,51 @@ def read_header(path: Path) -> GgufHeader:
 
 
 def _header(parts: tuple[GgufFile, ...]) -> GgufHeader:
-    first = parts[0]
-    facts = _Facts(first)
-    tensors = tuple(tensor for part in parts for tensor in part.tensors)
-    n_layers = facts.integer("block_count")
+    facts, first = Facts(parts), parts[0]
+    tensors = tuple(facts.tensors.values())
     pooling = facts.integer("pooling_type", -1)
-    causal = facts.of("attention.causal") is not False
-    n_heads = facts.of_layers("attention.head_count", n_layers)
     named = _POOLINGS[pooling] if 0 <= pooling < len(_POOLINGS) else None
+    causal = facts.flag(f"{facts.architecture}.attention.causal", True)
+    heads = facts.layers("attention.head_count", 0)
+    given = facts.has("attention.head_count_kv")
     return GgufHeader(
         path=first.path,
         version=first.version,
         n_parts=len(parts),
         n_bytes=sum(part.n_bytes for part in parts),
         architecture=facts.architecture,
-        name=facts.text("general.name"),
-        quantization=_quantization(facts.first.metadata.get("general.file_type"), tensors),
+        name=facts.text("general.name", "") or None,
+        quantization=_quantization(first.metadata.get("general.file_type"), tensors),
         n_params=sum(tensor.n_elements for tensor in tensors),
-        n_layers=n_layers,
-        n_ctx_train=facts.integer("context_length"),
-        n_embd=facts.integer("embedding_length"),
-        n_heads=n_heads,
-        n_kv_heads=facts.of_layers("attention.head_count_kv", n_layers) or n_heads,
+        n_layers=facts.n_layers,
+        n_ctx_train=facts.integer("context_length", 0),
+        n_embd=facts.integer("embedding_length", 0),
+        n_heads=heads,
+        n_kv_heads=facts.layers("attention.head_count_kv", 0) if given else heads,
         n_vocab=facts.n_vocab,
-        n_experts=facts.integer("expert_count"),
-        n_experts_used=max(facts.of_layers("expert_used_count", n_layers), default=0),
-        chat_template=facts.text("tokenizer.chat_template"),
+        n_experts=facts.integer("expert_count", 0),
+        n_experts_used=max(facts.layers("expert_used_count", 0)),
+        chat_template=facts.text("tokenizer.chat_template", "") or None,
+        bos_token=_token(facts, "bos"),
+        eos_token=_token(facts, "eos"),
         pooling=named,
         causal=causal,
         purpose=_purpose(named, tensors, causal=causal),
-        licence=facts.text("general.license"),
+        licence=facts.text("general.license", "") or None,
+        layers=layers_of(facts),
         metadata={key: _plain(value) for key, value in first.metadata.items()},
         tensors=tensors,
     )
 
 
-class _Facts:
-    """The metadata of a model's first part, by the name that a key has in its architecture."""
-
-    def __init__(self, first: GgufFile) -> None:
-        self.first = first
-        self.architecture = self.text("general.architecture") or ""
-
-    def of(self, key: str) -> object:
-        return self.first.metadata.get(f"{self.architecture}.{key}")
-
-    def text(self, key: str) -> str | None:
-        value = self.first.metadata.get(key)
-        return value if isinstance(value, str) else None
-
-    def integer(self, key: str, default: int = 0) -> int:
-        value = self.of(key)
-        return value if isinstance(value, int) else default
-
-    def of_layers(self, key: str, n_layers: int) -> tuple[int, ...]:
-        """What each layer has of something, which is said once or for each."""
-        value = self.of(key)
-        if isinstance(value, Array):
-            return value.values
-        return (value,) * n_layers if isinstance(value, int) else ()
-
-    @property
-    def n_vocab(self) -> int:
-        tokens = self.first.metadata.get(TOKENS)
-        return tokens.n if isinstance(tokens, Array) else self.integer("vocab_size")
+def _token(facts: Facts, name: str) -> str:
+    """A special token's text; empty if the file names none."""
+    tokens = facts.metadata.get(TOKENS)
+    number = facts.number(f"tokenizer.ggml.{name}_token_id", -1)
+    if not isinstance(tokens, Array) or not 0 <= number < len(tokens.values):
+        return ""
+    text: bytes = tokens.values[number]
+    return text.decode(errors="replace")
 
 
 def _quantization(file_type: object, tensors: tuple[Tensor, ...]) -> str:
