@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from openai_local import lifespan, routes
 from openai_local.config import Settings
 from openai_local.engine import Engine, EngineConfig, EngineStopped
+from openai_local.models.footprint import Measure, within
 from openai_local.models.registry import Registry
 from openai_local.routes.auth import Authorize
 from openai_local.routes.endpoint import not_found
@@ -41,16 +42,18 @@ class Application:
         self,
         settings: Settings,
         open_engine: Callable[[EngineConfig], Engine] = Engine,
+        measure: Measure = within,
         *,
         authorize: Authorize | None = None,
     ) -> None:
         self.settings = settings
         self._open_engine = open_engine
+        self._measure = measure
         self._authorize = authorize
         self._open()
 
     def _open(self) -> None:
-        self.registry = Registry(self.settings, self._open_engine)
+        self.registry = Registry(self.settings, self._open_engine, self._measure)
         self._routes = self._build_routes()
         self._pid = os.getpid()
 
@@ -77,7 +80,8 @@ class Application:
 
     @asynccontextmanager
     async def lifespan(self, app: Any = None, *, warm: bool = True) -> AsyncIterator[None]:
-        """Load the default model, then serve; at the end stop all engines and free all models.
+        """Load the default model, or those that are pinned, then serve; at the end stop all engines
+        and free all models.
 
         ``app`` is the host, of which nothing is needed. Raises what the load raises, which keeps
         the host from starting. May be entered again after its end. Unless ``warm``, the model is
@@ -94,7 +98,7 @@ class Application:
 
     async def _load(self) -> None:
         try:
-            await unless_stopping(lambda: self.registry.get(self.registry.default_id))
+            await unless_stopping(self.registry.warm)
         except EngineStopped:
             if not stopping():
                 raise

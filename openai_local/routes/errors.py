@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic_core import to_json
@@ -24,14 +25,23 @@ from openai_local.engine import (
     QueueFull,
     Unsupported,
 )
+from openai_local.models.errors import (
+    FailedLately,
+    ModelsBusy,
+    ModelTooLarge,
+    UnknownModel,
+    WrongUse,
+)
 from openai_local.models.files import NoModel
-from openai_local.models.registry import UnknownModel
 
+# What came out once would only do so again; OpenAI's clients go by this header.
+FINAL = {"x-should-retry": "false"}
+# Whoever comes back waits in the queue again, for as long as that is allowed.
+BUSY_RETRY_AFTER = "1"
 HEADERS = {
     401: {"www-authenticate": "Bearer"},
     429: {"retry-after": "1"},
-    # What timed out once would only do so again; OpenAI's clients go by this header.
-    504: {"x-should-retry": "false"},
+    504: FINAL,
 }
 
 
@@ -56,7 +66,7 @@ class ErrorShape:
     type: str = "invalid_request_error"
     param: str | None = None
     code: str | None = None
-    headers: Mapping[str, str] | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
 
     def body(self) -> dict[str, Any]:
         return {
@@ -69,7 +79,9 @@ class ErrorShape:
         }
 
     def response(self) -> JSONResponse:
-        return JSONResponse(self.body(), self.status, self.headers or HEADERS.get(self.status))
+        return JSONResponse(
+            self.body(), self.status, {**HEADERS.get(self.status, {}), **self.headers}
+        )
 
 
 def shape(error: Exception, prompt_param: str = "messages") -> ErrorShape:
@@ -80,6 +92,17 @@ def shape(error: Exception, prompt_param: str = "messages") -> ErrorShape:
             return ErrorShape(error.status, text, param=error.param, code=error.code)
         case UnknownModel():
             return ErrorShape(404, text, param="model", code="model_not_found")
+        case WrongUse():
+            return ErrorShape(400, text, param="model", code="unsupported_model")
+        case ModelTooLarge():
+            return ErrorShape(503, text, type="server_error", code="model_too_large", headers=FINAL)
+        case ModelsBusy():
+            headers = {"retry-after": BUSY_RETRY_AFTER}
+            return ErrorShape(503, text, type="server_error", code="models_busy", headers=headers)
+        case FailedLately():
+            headers = {"retry-after": str(math.ceil(error.retry_in_s))}
+            code = "model_load_failed"
+            return ErrorShape(503, text, type="server_error", code=code, headers=headers)
         case PromptTooLong():
             text = (
                 f"This model's maximum context length is {error.n_max} tokens of input;"
@@ -109,6 +132,6 @@ def shape(error: Exception, prompt_param: str = "messages") -> ErrorShape:
         case HTTPException():
             # FastAPI's has a detail of any type.
             text = error.detail if isinstance(error.detail, str) else to_json(error.detail).decode()
-            return ErrorShape(error.status_code, text, headers=error.headers)
+            return ErrorShape(error.status_code, text, headers=error.headers or {})
         case _:
             return ErrorShape(500, "internal error", type="server_error")
