@@ -53,7 +53,8 @@ class Application:
 
     @asynccontextmanager
     async def lifespan(self, app: Any = None) -> AsyncIterator[None]:
-        """Load the default model, then serve; at the end stop all engines and free all models.
+        """Load the default model, or those that are pinned, then serve; at the end stop all engines
+        and free all models.
 
         ``app`` is the host, of which nothing is needed. Raises what the load raises, which keeps
         the host from starting. May be entered again after its end.
@@ -61,7 +62,7 @@ class Application:
         self.registry.open()
         try:
             try:
-                await unless_stopping(lambda: self.registry.get(self.registry.default_id))
+                await unless_stopping(self.registry.warm)
             except EngineStopped:
                 if not stopping():
                     raise
