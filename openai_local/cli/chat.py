@@ -38,7 +38,7 @@ def chat(
         str | None,
         typer.Argument(
             metavar="MODEL",
-            help="A GGUF file, or with --url the name of a model there.",
+            help="A GGUF file or a model of the settings; with --url, the name of a model there.",
             autocompletion=complete_models,
         ),
     ] = None,

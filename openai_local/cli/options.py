@@ -14,18 +14,13 @@ from pydantic import ByteSize
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from openai_local.config import ENV_PREFIX, Settings
-from openai_local.engine import EngineConfig
+from openai_local.config import ENV_PREFIX, ModelOptions, Settings
 
 SHORT = {"model": "-m"}
 _METAVARS = {int: "NUMBER", float: "NUMBER", ByteSize: "SIZE", Path: "PATH", str: "TEXT"}
 
 # Those that decide how a model is loaded, as opposed to how it is served.
-MODEL_FIELDS = tuple(
-    name
-    for name in Settings.model_fields
-    if name in EngineConfig.__dataclass_fields__ or name in ("requantize", "chat_template")
-)
+MODEL_FIELDS = ("model", "config", "models_dir", "requantize", *ModelOptions.model_fields)
 
 
 def all_fields() -> tuple[str, ...]:

@@ -12,9 +12,13 @@ from rich.console import Console
 _CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)])
 
 
+# Lines that go into a pipe are not wrapped.
+WIDE = 4096
+
+
 def out() -> Console:
-    """Standard output, with colours only where a terminal shows them."""
-    return Console(highlight=False)
+    """Standard output, with colours and bounded lines only where a terminal shows them."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
 
 
 def err() -> Console:

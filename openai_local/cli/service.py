@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import typer
-from anyio.from_thread import start_blocking_portal
+from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from openai_local.application import Application
 from openai_local.cli.client import Client
@@ -19,6 +19,7 @@ from openai_local.cli.in_process import InProcessTransport
 from openai_local.cli.options import flag
 from openai_local.cli.screen import err
 from openai_local.config import Settings, load_settings
+from openai_local.models.errors import UnknownModel
 
 IN_PROCESS = "http://in-process/v1"
 
@@ -86,20 +87,37 @@ def named_model(name: str | None, settings: Mapping[str, Any]) -> dict[str, Any]
 def _local(given: Mapping[str, Any], embeds: bool) -> Iterator[Service]:
     # Warnings of ours go to stderr, and nothing else.
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    application = Application(_alone(load_settings(**given), embeds))
     with start_blocking_portal() as portal, ExitStack() as stack:
-        with err().status(f"loading {application.registry.default_id}"):
-            stack.enter_context(portal.wrap_async_context_manager(application.lifespan()))
+        application, name = _application(given, embeds, portal)
+        stack.callback(portal.call, application.aclose)
+        with err().status(f"loading {name}"):
+            lease = application.registry.lease(name, "embedding" if embeds else "chat")
+            stack.enter_context(portal.wrap_async_context_manager(lease))
         client = Client(IN_PROCESS, transport=InProcessTransport(application, portal))
         stack.callback(client.close)
-        yield Service(client, application.registry.default_id)
+        yield Service(client, name)
 
 
-def _alone(settings: Settings, embeds: bool) -> Settings:
-    """For one user, who needs no key, and one model."""
-    changes: dict[str, Any] = {"api_key": None, "embedding_model": None}
-    if embeds and settings.embedding_model is not None:
-        changes |= {"model": settings.embedding_model, "model_id": settings.embedding_model_id}
+def _application(
+    given: Mapping[str, Any], embeds: bool, portal: BlockingPortal
+) -> tuple[Application, str]:
+    """For the model that was named: one of those in the settings, or else a file."""
+    settings = _alone(load_settings(**given))
+    word = given.get("model")
+    if word is not None:
+        known = Application(_alone(load_settings(**{k: given[k] for k in given if k != "model"})))
+        with suppress(UnknownModel):
+            return known, portal.call(known.registry.find, word).id
+        alone = dict.fromkeys(("model_id", "embedding_model", "default_model", "models_dir"))
+        settings = settings.model_copy(update={**alone, "models": {}})
+    application = Application(settings)
+    registry = application.registry
+    return application, registry.embedding_id if embeds else registry.default_id
+
+
+def _alone(settings: Settings) -> Settings:
+    """For one user, who needs no key, and one conversation, whose context is no sixteenth."""
+    changes: dict[str, Any] = {"api_key": None}
     if "n_parallel" not in settings.model_fields_set:
-        changes["n_parallel"] = 1  # its context is not a sixteenth of what there is
+        changes["n_parallel"] = 1
     return settings.model_copy(update=changes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
@@ -29,7 +30,7 @@ def welcome(application: Application, url: str, console: Console) -> None:
     if console.is_terminal:
         table = Table.grid(padding=(0, 2))
         for name, value in {"URL": url, "model": model, **facts}.items():
-            table.add_row(f"[dim]{name}[/dim]", value)
+            table.add_row(f"[dim]{name}[/dim]", escape(value))
         console.print(Panel(table, title="openai_local", expand=False))
     else:
         console.out(f"\nServing {model} on {url}")
