@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import logging
 import os
 import socket
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 
 import uvicorn
 import uvicorn.config
+from starlette.types import Message, Receive, Scope, Send
 
 from openai_local.application import Application
 from openai_local.cli.failures import FAILED, INTERRUPTED, CommandFailed
@@ -30,8 +32,9 @@ def run(
 
     The exit status. Raises CommandFailed where nothing can be listened on.
     """
+    started = _Start(application)
     config = uvicorn.Config(
-        application,
+        started,
         host=host,
         port=port,
         uds=uds,
@@ -47,12 +50,40 @@ def run(
         server.run([listener] if listener else None)
     except KeyboardInterrupt:  # uvicorn raises it again once everything has ended
         return 0 if server.was_started else INTERRUPTED
+    except SystemExit:
+        if started.failure is None:
+            raise
     finally:
         if listener:
             listener.close()
         if uds and os.path.exists(uds):
             os.unlink(uds)
+    if started.failure is not None:
+        raise CommandFailed(started.failure)
     return 0 if server.was_started else FAILED
+
+
+class _Start:
+    """The application, of whose failure to start we speak ourselves: in one line."""
+
+    def __init__(self, application: Application) -> None:
+        self._application = application
+        self.failure: str | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def listening_send(message: Message) -> None:
+            if message["type"] == "lifespan.startup.failed":
+                self.failure = message["message"]
+                message = {**message, "message": ""}
+            await send(message)
+
+        await self._application(
+            scope, receive, listening_send if scope["type"] == "lifespan" else send
+        )
+
+
+def _is_worth_a_line(record: logging.LogRecord) -> bool:
+    return record.getMessage() != "Application startup failed. Exiting."
 
 
 class _Server(uvicorn.Server):
@@ -101,6 +132,8 @@ def _bind(host: str, port: int) -> socket.socket:
 def _logging(level: str) -> dict[str, Any]:
     """uvicorn's own logging, with our loggers in it."""
     config = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
+    config["filters"] = {"start": {"()": lambda: _is_worth_a_line}}
+    config["loggers"]["uvicorn.error"]["filters"] = ["start"]
     config["loggers"]["openai_local"] = {
         "handlers": ["default"],
         "level": "DEBUG" if level == "trace" else level.upper(),
