@@ -35,7 +35,7 @@ async def create(services: Services, request: Request) -> ASGIApp:
 
 
 async def create_for_engine(services: Services, request: Request) -> ASGIApp:
-    return await _create(services, request, {"model": services.registry.default_id})
+    return await _create(services, request, {"model": services.named_in_path(request, "chat")})
 
 
 async def _create(services: Services, request: Request, fixed: dict[str, Any]) -> ASGIApp:

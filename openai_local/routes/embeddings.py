@@ -29,12 +29,12 @@ async def create(services: Services, request: Request) -> ASGIApp:
 
 
 async def create_for_engine(services: Services, request: Request) -> ASGIApp:
-    return await _create(services, request, {"model": services.registry.embedding_id})
+    return await _create(services, request, {"model": services.named_in_path(request, "embedding")})
 
 
 async def _create(services: Services, request: Request, fixed: dict[str, Any]) -> ASGIApp:
     body = await read(request, EmbeddingRequest, REFUSED, services.settings.max_body_bytes, fixed)
-    model = await services.model(request, body.model)
+    model = await services.model(request, body.model, "embedding")
     engine, n_embd = model.engine, model.info.n_embd
     if body.dimensions is not None and body.dimensions > n_embd:
         raise RequestError(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -22,14 +24,23 @@ from openai_local.engine import (
     QueueFull,
     Unsupported,
 )
+from openai_local.models.errors import (
+    FailedLately,
+    ModelsBusy,
+    ModelTooLarge,
+    UnknownModel,
+    WrongUse,
+)
 from openai_local.models.files import NoModel
-from openai_local.models.registry import UnknownModel
 
+# What came out once would only do so again; OpenAI's clients go by this header.
+FINAL = {"x-should-retry": "false"}
+# Whoever comes back waits in the queue again, for as long as that is allowed.
+BUSY_RETRY_AFTER = "1"
 HEADERS = {
     401: {"www-authenticate": "Bearer"},
     429: {"retry-after": "1"},
-    # What timed out once would only do so again; OpenAI's clients go by this header.
-    504: {"x-should-retry": "false"},
+    504: FINAL,
 }
 
 
@@ -54,6 +65,7 @@ class ErrorShape:
     type: str = "invalid_request_error"
     param: str | None = None
     code: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
 
     def body(self) -> dict[str, Any]:
         return {
@@ -66,7 +78,9 @@ class ErrorShape:
         }
 
     def response(self) -> JSONResponse:
-        return JSONResponse(self.body(), self.status, HEADERS.get(self.status))
+        return JSONResponse(
+            self.body(), self.status, {**HEADERS.get(self.status, {}), **self.headers}
+        )
 
 
 def shape(error: Exception, prompt_param: str = "messages") -> ErrorShape:
@@ -77,6 +91,17 @@ def shape(error: Exception, prompt_param: str = "messages") -> ErrorShape:
             return ErrorShape(error.status, text, param=error.param, code=error.code)
         case UnknownModel():
             return ErrorShape(404, text, param="model", code="model_not_found")
+        case WrongUse():
+            return ErrorShape(400, text, param="model", code="unsupported_model")
+        case ModelTooLarge():
+            return ErrorShape(503, text, type="server_error", code="model_too_large", headers=FINAL)
+        case ModelsBusy():
+            headers = {"retry-after": BUSY_RETRY_AFTER}
+            return ErrorShape(503, text, type="server_error", code="models_busy", headers=headers)
+        case FailedLately():
+            headers = {"retry-after": str(math.ceil(error.retry_in_s))}
+            code = "model_load_failed"
+            return ErrorShape(503, text, type="server_error", code=code, headers=headers)
         case PromptTooLong():
             text = (
                 f"This model's maximum context length is {error.n_max} tokens of input;"

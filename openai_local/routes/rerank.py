@@ -32,7 +32,7 @@ _PLACE = re.compile(r"\{(query|document)\}")
 
 async def create(services: Services, request: Request) -> ASGIApp:
     body = await read(request, RerankRequest, REFUSED, services.settings.max_body_bytes)
-    model = await services.model(request, body.model or services.registry.embedding_id)
+    model = await services.model(request, body.model or services.registry.embedding_id, "embedding")
     if not model.info.can_rank:
         raise RequestError(
             f"The model {model.id!r} does not rerank: that takes one with a classification head.",

@@ -23,7 +23,7 @@ REFUSED: Refused = {}
 
 async def tokenize(services: Services, request: Request) -> ASGIApp:
     body = await read(request, TokenizeRequest, REFUSED, services.settings.max_body_bytes)
-    model = await services.model(request, body.model or services.registry.default_id)
+    model = await services.model(request, body.model or services.registry.default_id, None)
     parts = [body.content] if isinstance(body.content, str) else body.content
     size = sum(len(part) if isinstance(part, str) else 1 for part in parts)
     content = await off_loop(size, lambda: _tokenized(body, parts, model.engine))
@@ -32,7 +32,7 @@ async def tokenize(services: Services, request: Request) -> ASGIApp:
 
 async def detokenize(services: Services, request: Request) -> ASGIApp:
     body = await read(request, DetokenizeRequest, REFUSED, services.settings.max_body_bytes)
-    model = await services.model(request, body.model or services.registry.default_id)
+    model = await services.model(request, body.model or services.registry.default_id, None)
     model.engine.check_tokens(body.tokens)
     text = await off_loop(len(body.tokens), lambda: text_of(body.tokens, model.engine.vocabulary))
     return Response(to_json({"content": text}), media_type="application/json")

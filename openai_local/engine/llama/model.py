@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -32,6 +32,7 @@ from openai_local.engine.llama.metadata import (
 )
 from openai_local.engine.llama.sampler_chain import SamplerChains
 from openai_local.engine.llama.vocabulary import LlamaVocabulary
+from openai_local.engine.loading import Loading
 from openai_local.engine.machine import physical_cores
 from openai_local.engine.messages import ModelInfo, SamplingParams
 from openai_local.engine.sampler_steps import needs_chain
@@ -45,8 +46,8 @@ class LlamaBackend:
     Raises ModelLoadFailed, with a reason that names what is wrong.
     """
 
-    def __init__(self, config: EngineConfig, stopping: Callable[[], bool] = lambda: False) -> None:
-        """``stopping`` is asked while the file is read; when it holds, raises EngineStopped."""
+    def __init__(self, config: EngineConfig, loading: Loading | None = None) -> None:
+        """``loading`` is asked while the file is read; when it gives up, raises EngineStopped."""
         prepare_process()
         self._config = config
         self._context: Any = None
@@ -56,7 +57,7 @@ class LlamaBackend:
         # On a GPU the work is queued, and whoever asks for logits waits for it.
         self.asynchronous = config.n_gpu_layers != 0 and bool(lib.llama_supports_gpu_offload())
         self._copying: set[int] = set()  # slots of copies that are not done yet
-        self._model = self._load_model(stopping)
+        self._model = self._load_model(loading or Loading(config.model.name))
         try:
             vocabulary = lib.llama_model_get_vocab(self._model)
             if lib.llama_vocab_type(vocabulary) == lib.LLAMA_VOCAB_TYPE_NONE:
@@ -171,7 +172,7 @@ class LlamaBackend:
         if model is not None:
             lib.llama_model_free(model)
 
-    def _load_model(self, stopping: Callable[[], bool]) -> Any:
+    def _load_model(self, loading: Loading) -> Any:
         params = lib.llama_model_default_params()
         params.n_gpu_layers = self._config.n_gpu_layers
         if not self._config.use_mmap:
@@ -179,10 +180,15 @@ class LlamaBackend:
         path = self._config.model
         read_checked(path)
         take_errors()
-        go_on = lib.llama_progress_callback(lambda progress, _: not stopping())
+
+        def report(fraction: float, _: object) -> bool:
+            loading.report(fraction)
+            return not loading()
+
+        go_on = lib.llama_progress_callback(report)
         params.progress_callback = go_on
         model = lib.llama_model_load_from_file(os.fsencode(path), params)
-        if not model and stopping():
+        if not model and loading():
             raise EngineStopped
         if not model:
             # The first error is the reason, the others say where it led.

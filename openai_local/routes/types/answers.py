@@ -28,11 +28,21 @@ class Health(Sent):
     status: Literal["ok"]
 
 
+class ModelStatus(Sent):
+    """``progress`` of its load is from 0 to 1."""
+
+    value: Literal["unloaded", "waiting", "loading", "loaded", "unloading", "failed"]
+    progress: float
+    error: str = ""
+
+
 class Model(Sent):
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
+    aliases: list[str]
+    status: ModelStatus
 
 
 class Models(Sent):
