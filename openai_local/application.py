@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 from openai_local import routes
 from openai_local.config import Settings
 from openai_local.engine import Engine, EngineConfig, EngineStopped
+from openai_local.models.footprint import Measure, within
 from openai_local.models.registry import Registry
 from openai_local.routes.endpoint import not_found
 from openai_local.routes.host import stopping, unless_stopping
@@ -34,10 +35,13 @@ class Application:
     """
 
     def __init__(
-        self, settings: Settings, open_engine: Callable[[EngineConfig], Engine] = Engine
+        self,
+        settings: Settings,
+        open_engine: Callable[[EngineConfig], Engine] = Engine,
+        measure: Measure = within,
     ) -> None:
         self.settings = settings
-        self.registry = Registry(settings, open_engine)
+        self.registry = Registry(settings, open_engine, measure)
         self._router = Router(
             routes.build(Services(self.registry, settings)),
             redirect_slashes=False,

@@ -243,6 +243,19 @@ def test_a_busy_model_takes_no_more_requests_once_somebody_waits_for_its_memory(
     assert world.answered == ["c", "b", "d", "c"]
 
 
+def test_a_loaded_model_serves_all_who_wait_for_it() -> None:
+    world = World()
+    for id in "cdcdcd":
+        world.ask(id)
+    world.run()
+    assert world.answered == ["c", "c", "c"]
+    world.ask("c")
+    for resident in list(world.held):
+        world.release(resident)
+    world.run()
+    assert world.answered == ["c", "c", "c", "d", "d", "d"]
+
+
 def test_it_takes_requests_again_when_nobody_waits_any_more() -> None:
     world = World()
     world.load("c")

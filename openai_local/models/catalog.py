@@ -90,9 +90,9 @@ class Catalog:
     @property
     def default_id(self) -> str:
         """Raises NoModel, UnknownModel."""
+        specs = self.list()
         if self._settings.default_model is not None:
             return self.find(self._settings.default_model).id
-        specs = self.list()
         if not specs:
             raise NoModel(f"there is no GGUF file in {self._settings.models_dir}")
         return next((spec.id for spec in specs if spec.use != "embedding"), specs[0].id)

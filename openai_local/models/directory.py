@@ -9,8 +9,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from openai_local.engine import ModelLoadFailed
-from openai_local.models.footprint import look_at
+from openai_local.models.gguf_file import InvalidGguf, read_header
 
 logger = logging.getLogger(__name__)
 
@@ -26,9 +25,9 @@ class Directory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.Lock()
-        # What is wrong with a file that was looked at, when it was as it is: its header is read,
-        # and its fault told in the log, once.
+        # What is wrong with a file that was looked at, when it was as it is: headers are read once.
         self._problems: dict[Path, tuple[tuple[int, int], str | None]] = {}
+        self._told: set[tuple[Path, str]] = set()
 
     def scan(self) -> dict[str, Path]:
         """The sound files by name: their paths from here, in small letters, without suffix.
@@ -78,18 +77,18 @@ class Directory:
         if known is None or known[0] != stamp:
             problem = None
             try:
-                look_at(path)
-            except ModelLoadFailed as error:
-                problem = error.reason
-                logger.warning("%s is left out: %s", path, problem)
+                read_header(path)
+            except (InvalidGguf, OSError) as error:
+                problem = getattr(error, "reason", str(error))
+                self._tell(path, problem)
             known = self._problems[path] = (stamp, problem)
         return known[1]
 
     def _tell(self, path: Path, problem: str) -> None:
-        """Once."""
-        if self._problems.get(path, ((0, 0), None))[1] != problem:
+        """Once for each problem."""
+        if (path, problem) not in self._told:
+            self._told.add((path, problem))
             logger.warning("%s is left out: %s", path, problem)
-            self._problems[path] = ((0, 0), problem)
 
     def _unreadable(self, error: OSError) -> None:
         self._tell(Path(error.filename), str(error))

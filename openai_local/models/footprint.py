@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
-from openai_local.engine import EngineConfig, ModelLoadFailed
+from openai_local.engine import EngineConfig
 from openai_local.engine.memory import CACHE_RAM_SHARE, KV_SHARE
+from openai_local.models.gguf_file import read_header
 
 # Buffers for what is computed, and all that is counted nowhere.
 OVERHEAD_BYTES = 64 << 20
 
-
-def look_at(path: Path) -> int:
-    """The bytes of a model's file. Raises ModelLoadFailed where there is no sound one."""
-    try:
-        with path.open("rb") as file:
-            if file.read(4) != b"GGUF":
-                raise ModelLoadFailed(path, "it is not a GGUF file")
-            return file.seek(0, 2)
-    except OSError as error:
-        raise ModelLoadFailed(path, error.strerror or str(error)) from None
+# Gives an engine its share of a budget, and says what it takes of it.
+Measure = Callable[[EngineConfig, int], tuple[EngineConfig, int]]
 
 
 def within(config: EngineConfig, budget: int) -> tuple[EngineConfig, int]:
@@ -28,9 +21,9 @@ def within(config: EngineConfig, budget: int) -> tuple[EngineConfig, int]:
     take by default, and the bytes that such an engine takes in all.
 
     They do not depend on what else is loaded, so that a model is the same whenever it is loaded.
-    Raises ModelLoadFailed where the file is not sound.
+    Raises InvalidGguf where the file is not sound.
     """
-    weights = look_at(config.model)
+    weights = read_header(config.model).n_weight_bytes
     memory = max(0, budget - weights - OVERHEAD_BYTES)
     config = replace(config, memory=memory)
     kv = int(memory * KV_SHARE) if config.kv_memory is None else config.kv_memory

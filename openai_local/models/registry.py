@@ -8,9 +8,9 @@ import math
 import threading
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -27,7 +27,7 @@ from openai_local.models.errors import (
     UnknownModel,
     WrongUse,
 )
-from openai_local.models.footprint import within
+from openai_local.models.footprint import Measure, within
 from openai_local.models.loads import Load, LoadedModel, OpenEngine
 from openai_local.models.residency import Need, Phase, Residency, Resident, Ticket
 
@@ -37,7 +37,8 @@ logger = logging.getLogger(__name__)
 
 # An engine that dies again sooner after its load is loaded by the next request only.
 MIN_LIFE_S = 60.0
-# A load that failed after a second or more is not tried again for so many times as long.
+# A load that failed after so long is not tried again for so many times as long.
+SLOW_FAILURE_S = 1.0
 BACK_OFF = 4
 MAX_BACK_OFF_S = 60.0
 # Of what is free when the first model loads, where there are several and no models_memory.
@@ -95,8 +96,9 @@ class _Failure:
     at: float
 
     def retry_in_s(self, now: float) -> float:
-        off = 0.0 if self.took_s < 1 else min(BACK_OFF * self.took_s, MAX_BACK_OFF_S)
-        return self.at + off - now
+        if self.took_s < SLOW_FAILURE_S:
+            return 0.0
+        return self.at + min(BACK_OFF * self.took_s, MAX_BACK_OFF_S) - now
 
 
 @dataclass(slots=True)
@@ -142,12 +144,9 @@ class Registry:
         self,
         settings: Settings,
         open_engine: OpenEngine = Engine,
-        measure: Callable[[EngineConfig, int], tuple[EngineConfig, int]] = within,
+        measure: Measure = within,
     ) -> None:
-        """``measure`` gives an engine its share of a budget, and says what it takes of it.
-
-        Raises ConfigError.
-        """
+        """Raises ConfigError."""
         self._settings = settings
         self._open_engine = open_engine
         self._measure = measure
@@ -250,12 +249,6 @@ class Registry:
         """The model, loaded if need be, as :meth:`acquire` does; it is not held."""
         with await self.acquire(name) as model:
             return model
-
-    @asynccontextmanager
-    async def lease(self, name: str, use: Use | None = None) -> AsyncIterator[LoadedModel]:
-        """The model for as long as the block runs. Raises as :meth:`acquire`."""
-        with await self.acquire(name, use) as model:
-            yield model
 
     def acquire_now(self, name: str, use: Use | None = None) -> Lease | None:
         """As :meth:`acquire`, where nothing is to be waited for; else None."""

@@ -23,6 +23,7 @@ class Resident:
     n_bytes: int
     pinned: bool
     phase: Phase = Phase.LOADING
+    fresh: bool = False  # loaded, and nothing was decided since
     n_leases: int = 0
     used_at: float = 0.0
     idle_unload_s: float | None = None
@@ -64,7 +65,8 @@ class Residency:
 
     First come, first served: where the memory that a request needs is held by models that are
     busy, these take no further requests, so that they become idle, until that one was served or
-    has gone. What fits beside all that earlier ones need is loaded at once.
+    has gone. What fits beside all that earlier ones need is loaded at once. A model that was
+    loaded serves all who wait for it then, so that models that take turns are not loaded for each.
     """
 
     def __init__(self, budget: float = math.inf) -> None:
@@ -129,7 +131,7 @@ class Residency:
         resident.used_at = now
 
     def loaded(self, resident: Resident, now: float) -> None:
-        resident.phase = Phase.READY
+        resident.phase, resident.fresh = Phase.READY, True
         resident.used_at = now
 
     def leave(self, resident: Resident) -> None:
@@ -172,6 +174,10 @@ class Residency:
         room = self.budget - sum(
             r.n_bytes for r in self.residents.values() if r.phase is not Phase.LEAVING
         )
+        for fresh in [r for r in self.residents.values() if r.fresh]:
+            fresh.fresh = False
+            for ticket in [t for t in self.tickets if t.id == fresh.id]:
+                self._grant(ticket, fresh, decisions, now)
         for ticket in list(self.tickets):
             resident = self.residents.get(ticket.id)
             if resident is not None and resident.phase is Phase.READY:

@@ -35,7 +35,7 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         services = self.services.for_request()
-        with services.held:
+        with services.models:
             response = await self._response(services, Request(scope, receive))
             try:
                 await response(scope, receive, send)

@@ -16,6 +16,7 @@ from openai_local.engine.backend import Batch, Draw, Floats, State
 from openai_local.engine.config import EngineConfig
 from openai_local.engine.draw import make_draw
 from openai_local.engine.errors import EngineStopped, ModelLoadFailed
+from openai_local.engine.gguf_check import read_checked
 from openai_local.engine.llama.batch import CBatch, decode, view
 from openai_local.engine.llama.context import measure_cost, new_context, plan_layout
 from openai_local.engine.llama.embedding import LlamaEmbedding
@@ -48,8 +49,6 @@ class LlamaBackend:
     def __init__(self, config: EngineConfig, loading: Loading | None = None) -> None:
         """``loading`` is asked while the file is read; when it gives up, raises EngineStopped."""
         prepare_process()
-        if not config.model.is_file():
-            raise ModelLoadFailed(config.model, "there is no such file")
         self._config = config
         self._context: Any = None
         self._logits: Floats = np.empty((0, 0), np.float32)
@@ -179,9 +178,7 @@ class LlamaBackend:
         if not self._config.use_mmap:
             params.load_mode = lib.LLAMA_LOAD_MODE_NONE
         path = self._config.model
-        with path.open("rb") as file:
-            if file.read(4) != b"GGUF":
-                raise ModelLoadFailed(path, "it is not a GGUF file")
+        read_checked(path)
         take_errors()
 
         def report(fraction: float, _: object) -> bool:
