@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from assets.tiny import llama
 from test_cli import run
 
 from openai_local.cli.diagnosis import build as builds
@@ -113,18 +114,31 @@ def test_much_swap_is_slow() -> None:
     assert list(memory.of_swap({})) == []
 
 
-def test_a_model_that_is_not_there_is_broken(tmp_path: Path) -> None:
+def test_a_model_that_is_not_there_or_not_whole_is_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "text.gguf").write_text("no")
-    (tmp_path / "good.gguf").write_bytes(b"GGUF" + bytes(100))
+    good = tmp_path / "good.gguf"
+    llama(good)
+    (tmp_path / "cut.gguf").write_bytes(good.read_bytes()[:1000])
 
     def level(**options: object) -> list[str]:
-        return levels(files.of_models(load_settings(**options)))
+        return levels(files.of_models(load_settings(n_ctx=64, **options)))
 
     assert level(model=tmp_path / "missing.gguf") == ["broken"]
     assert level(model=tmp_path / "text.gguf") == ["broken"]
-    assert level(model=tmp_path / "good.gguf") == ["ok"]
+    assert level(model=tmp_path / "cut.gguf") == ["broken"]
+    assert level(model=good) == ["ok"]
+    assert level(models={"a": good, "b": tmp_path / "text.gguf"}) == ["ok", "broken"]
     assert level(models_dir=tmp_path / "missing") == ["broken"]
-    assert level(requantize=False) == ["ok", "slow"]
+    monkeypatch.setattr(files, "free_memory", lambda: 1000)
+    assert level(model=good) == ["slow"]
+
+
+def test_weights_without_fast_kernels_are_slow() -> None:
+    assert levels(files.of_models(load_settings())) == ["ok"]
+    (found,) = files.of_models(load_settings(requantize=False))
+    assert (found.level, "Q4_1" in found.text) == ("slow", True)
 
 
 def test_it_looks_at_everything_here_and_its_status_says_what_is_broken() -> None:

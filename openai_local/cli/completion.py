@@ -7,7 +7,11 @@ from pathlib import Path
 
 
 def complete_models(incomplete: str) -> list[str]:
-    """GGUF files and directories that begin so."""
+    """GGUF files and directories that begin so, or what was downloaded."""
+    if incomplete.startswith(("hf:", "http:", "https:")):
+        from openai_local.models.cached import list_cached  # asks the hub's library, if it is there
+
+        return [model.source for model in list_cached() if model.source.startswith(incomplete)]
     return sorted(set(_files(incomplete)))
 
 

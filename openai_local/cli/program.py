@@ -20,6 +20,7 @@ COMMANDS = {
     "chat": "Chat with a local model, or with a server.",
     "complete": "Continue a text, without a chat template.",
     "embed": "Make embeddings of texts.",
+    "models": "List, show, fetch and remove models.",
     "config": "Show the settings, and where each comes from.",
     "doctor": "Say what is broken or slow here, and why.",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, wait
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -18,9 +19,11 @@ from openai_local.cli.failures import USAGE, CommandFailed
 from openai_local.cli.in_process import InProcessTransport
 from openai_local.cli.options import flag
 from openai_local.cli.screen import err
-from openai_local.config import Settings, load_settings
+from openai_local.config import Settings, Use, load_settings
 from openai_local.models.errors import UnknownModel
+from openai_local.models.registry import Lease
 
+PROGRESS_S = 0.2
 IN_PROCESS = "http://in-process/v1"
 
 Url = Annotated[
@@ -90,12 +93,23 @@ def _local(given: Mapping[str, Any], embeds: bool) -> Iterator[Service]:
     with start_blocking_portal() as portal, ExitStack() as stack:
         application, name = _application(given, embeds, portal)
         stack.callback(portal.call, application.aclose)
-        with err().status(f"loading {name}"):
-            lease = application.registry.lease(name, "embedding" if embeds else "chat")
-            stack.enter_context(portal.wrap_async_context_manager(lease))
+        use: Use = "embedding" if embeds else "chat"
+        lease = portal.start_task_soon(application.registry.acquire, name, use)
+        _show_progress(application, name, lease)
+        stack.callback(lease.result().release)
         client = Client(IN_PROCESS, transport=InProcessTransport(application, portal))
         stack.callback(client.close)
         yield Service(client, name)
+
+
+def _show_progress(application: Application, name: str, lease: Future[Lease]) -> None:
+    """On a terminal, until the model is there or cannot be had."""
+    with err().status("") as status:
+        while not lease.done():
+            state = application.registry.state(name)
+            share = f" {100 * state.progress:.0f} %" if state.progress else ""
+            status.update(f"{name}: {state.value}{share}")
+            wait([lease], timeout=PROGRESS_S)
 
 
 def _application(
