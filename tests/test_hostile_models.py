@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from assets import tiny
-from assets.edit import Fields, Type, read, write
+from assets.edit import Type, read, write
 
 from openai_local.engine.errors import InvalidGguf
 from openai_local.engine.gguf_check import read_checked
@@ -123,7 +123,9 @@ def accepted(
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("change", [changed_values, changed_bytes, changed_tensors], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "change", [changed_values, changed_bytes, changed_tensors], ids=lambda f: f.__name__
+)
 @pytest.mark.parametrize("name", sorted(tiny.TINY_MODELS))
 def test_no_file_that_is_accepted_ends_the_process(
     tmp_path: Path, name: str, change: Callable[[Path, random.Random, Path], None]
