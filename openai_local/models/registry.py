@@ -200,11 +200,9 @@ class Registry:
                 return ModelState("loading") if share is None else ModelState("downloading", share)
             if waiting:
                 return ModelState("waiting")
-            if resident is not None:
-                return ModelState("unloading")
             if entry is not None and entry.failure is not None:
                 return ModelState("failed", error=str(entry.failure.error))
-            return ModelState("unloaded")
+            return ModelState("unloaded" if resident is None else "unloading")
 
     def trouble(self) -> Trouble | None:
         """What keeps a model from serving without which the application is not ready; None if all
