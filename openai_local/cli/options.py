@@ -20,7 +20,10 @@ SHORT = {"model": "-m"}
 _METAVARS = {int: "NUMBER", float: "NUMBER", ByteSize: "SIZE", Path: "PATH", str: "TEXT"}
 
 # Those that decide how a model is loaded, as opposed to how it is served.
-MODEL_FIELDS = ("model", "config", "models_dir", "requantize", *ModelOptions.model_fields)
+MODEL_FIELDS = (
+    *("model", "config", "models_dir", "offline", "requantize"),
+    *ModelOptions.model_fields,
+)
 
 
 def all_fields() -> tuple[str, ...]:
@@ -67,7 +70,7 @@ def takes_settings(fields: Collection[str]) -> Callable[[Callable[..., None]], C
 def _annotation(name: str, field: FieldInfo) -> Any:
     words = [flag(name)]
     kind: Any = str | None
-    metavar: str | None = _metavar(field)
+    metavar = _metavar(field) if name != "model" else "MODEL"
     if metavar == "FLAG":
         words, kind, metavar = [f"{flag(name)}/--no{flag(name)[1:]}"], bool | None, None
     if name in SHORT:
