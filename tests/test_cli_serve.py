@@ -30,9 +30,10 @@ def test_a_port_in_use_is_told_before_a_model_is_loaded() -> None:
 def test_a_model_that_cannot_be_loaded_is_told_and_the_status_is_1() -> None:
     with process([*SERVE, "/nothing.gguf", "--port", "0"]) as running:
         assert running.wait(60) == 1
-    (line,) = re.findall("^(?:error|ERROR).*$", running.output, re.M)
+        output = running.output
+    (line,) = re.findall("^(?:error|ERROR).*$", output, re.M)
     assert line == "error: cannot load /nothing.gguf: there is no such file"
-    assert "Traceback" not in running.output
+    assert "Traceback" not in output
 
 
 @pytest.mark.model

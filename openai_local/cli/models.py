@@ -53,7 +53,8 @@ def list_models(as_json: Json = False, **settings: Any) -> None:
         table.add_column(heading, overflow="fold", no_wrap=heading == "size")
     for entry in entries:
         n_bytes = "not here" if entry.n_bytes is None else size(entry.n_bytes)
-        table.add_row(escape(entry.name), n_bytes, entry.place, escape(entry.path))
+        name, path = (escape(harmless(text)) for text in (entry.name, entry.path))
+        table.add_row(name, n_bytes, entry.place, path)
     out().print(table)
 
 

@@ -7,7 +7,9 @@ import errno
 import logging
 import os
 import socket
+import stat
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import uvicorn
@@ -56,8 +58,10 @@ def run(
     finally:
         if listener:
             listener.close()
-        if uds and os.path.exists(uds):
-            os.unlink(uds)
+        if uds:
+            with suppress(OSError):
+                if stat.S_ISSOCK(os.stat(uds).st_mode):
+                    os.unlink(uds)
     if started.failure is not None:
         raise CommandFailed(started.failure)
     return 0 if server.was_started else FAILED

@@ -8,9 +8,12 @@ from rich.panel import Panel
 from rich.table import Table
 
 from openai_local.application import Application
-from openai_local.cli.screen import size
+from openai_local.cli.screen import harmless, size
 from openai_local.engine import ModelInfo
+from openai_local.models.errors import UnknownModel
+from openai_local.models.files import NoModel
 
+NO_MODEL = "no model yet"
 SAMPLE = """
 curl {url}/v1/chat/completions{curl_key} -H 'Content-Type: application/json' -d '{{"model": "{model}", "temperature": 0, "messages": [{{"role": "system", "content": "You are a helpful assistant."}}, {{"role": "user", "content": "What is the capital of France?"}}]}}'
 
@@ -24,22 +27,30 @@ print(answer.choices[0].message.content)
 
 def welcome(application: Application, url: str, console: Console) -> None:
     """A panel where a terminal shows it, else its lines; then the sample, to be pasted as it is."""
-    model = application.registry.default_id
-    loaded = application.registry.loaded(model)
-    facts = _facts(loaded.info) if loaded else {}
+    model, facts = _default_model(application)
     if console.is_terminal:
         table = Table.grid(padding=(0, 2))
-        for name, value in {"URL": url, "model": model, **facts}.items():
-            table.add_row(f"[dim]{name}[/dim]", escape(value))
+        for name, value in {"URL": url, "model": model or NO_MODEL, **facts}.items():
+            table.add_row(f"[dim]{name}[/dim]", escape(harmless(value)))
         console.print(Panel(table, title="openai_local", expand=False))
     else:
-        console.out(f"\nServing {model} on {url}")
+        console.out(f"\nServing {model or NO_MODEL} on {url}")
         for name, value in facts.items():
             console.out(f"{name}: {value}")
-    if url.startswith("http"):
+    if model is not None and url.startswith("http"):
         # Not wrapped, and without markup: it is copied.
         console.out(sample(model, url, application.settings.api_key is not None), end="")
     console.file.flush()
+
+
+def _default_model(application: Application) -> tuple[str | None, dict[str, str]]:
+    """Its name, and what is known of it; a directory of models may be empty still."""
+    try:
+        model = application.registry.default_id
+    except (NoModel, UnknownModel):
+        return None, {}
+    loaded = application.registry.loaded(model)
+    return model, _facts(loaded.info) if loaded else {}
 
 
 def sample(model: str, url: str, needs_key: bool) -> str:
