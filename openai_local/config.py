@@ -28,6 +28,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from openai_local.config_file import read_toml
 from openai_local.engine.config import CacheType, EngineConfig
+from openai_local.models.sources import HubSource, InvalidSource, WebSource, parse_source
 
 ENV_PREFIX = "OPENAI_LOCAL_"
 
@@ -110,10 +111,26 @@ def _one_or_many(value: Any) -> Any:
 Name = Annotated[str, Field(min_length=1, max_length=512)]
 
 
+def _source(value: Any) -> Any:
+    if isinstance(value, (str, Path)):
+        try:
+            return parse_source(value)
+        except InvalidSource as error:
+            raise PydanticCustomError("source", error.reason) from None
+    if isinstance(value, (HubSource, WebSource)) or value is None:
+        return value
+    raise PydanticCustomError("source", "a path, hf:owner/repo or an https URL is needed")
+
+
+_Location = BeforeValidator(_source)
+
+
 class ModelTable(ModelOptions):
     """One of ``models``. An option that it does not set is that of the settings."""
 
-    path: Path = Field(description="GGUF file")
+    path: Annotated[Path | HubSource | WebSource, _Location] = Field(
+        description="GGUF file, hf:owner/repo[:quantisation], or an https URL"
+    )
     alias: Annotated[tuple[Name, ...], BeforeValidator(_one_or_many)] = Field(
         (), description="Other names by which requests may ask for it"
     )
@@ -125,10 +142,14 @@ class Settings(ModelOptions):
     """All settings. Sizes are in tokens; None leaves the choice to the machine or the model."""
 
     config: Path | None = Field(None, description="TOML file with settings")
-    model: Path | None = Field(None, description="GGUF file; the packaged SmolLM2 if not given")
+    model: Annotated[Path | HubSource | WebSource | None, _Location] = Field(
+        None,
+        description="GGUF file, hf:owner/repo[:quantisation], or an https URL;"
+        " the packaged SmolLM2 if not given",
+    )
     model_id: str | None = Field(None, description="Its name in the API; from the file's name")
-    embedding_model: Path | None = Field(
-        None, description="GGUF file that serves embeddings or reranks"
+    embedding_model: Annotated[Path | HubSource | WebSource | None, _Location] = Field(
+        None, description="The same of the model that serves embeddings or reranks"
     )
     embedding_model_id: str | None = Field(None, description="Its name in the API")
     models: dict[Name, ModelTable] = Field(
@@ -150,6 +171,9 @@ class Settings(ModelOptions):
         le=1e8,
         allow_inf_nan=False,
         description="How long a request waits for memory that busy models hold",
+    )
+    offline: bool = Field(
+        False, description="Download nothing: models of the hub and of URLs come from the cache"
     )
     requantize: bool = Field(True, description="Use the packaged SmolLM2 as Q8_0")
     api_key: str | None = Field(None, description="Bearer token that requests must carry")

@@ -8,6 +8,7 @@ import pytest
 
 from openai_local.config import ConfigError, load_settings, setting_origins
 from openai_local.models.catalog import Catalog
+from openai_local.models.sources import HubSource
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -90,7 +91,7 @@ def test_relative_paths_of_a_file_are_those_of_its_folder(file: Path) -> None:
     models = load_settings(config=file).models
     assert models["small"].path == file.parent / "small.gguf"
     assert models["small"].cache_dir == file.parent / "states"
-    assert models["remote"].path == Path("hf:owner/repo")
+    assert models["remote"].path == HubSource("owner/repo")
     assert load_settings(models={"a": "a.gguf"}).models["a"].path == Path("a.gguf")
 
 

@@ -333,12 +333,14 @@ def read_model(path: Path) -> tuple[GgufFile, ...]:
     Raises InvalidGguf, also where a part is missing or of another model.
     """
     first = read_gguf(path)
+    named = part_of(path)
     n = first.metadata.get("split.count", 0)
     if not isinstance(n, int) or n <= 1:
+        if named is not None and named[2] > 1:
+            raise InvalidGguf(path, f"its name says that it is one of {named[2]} parts, but not it")
         return (first,)
     if first.metadata.get("split.no") != 0:
         raise InvalidGguf(path, "it is not the first part of a split file")
-    named = part_of(path)
     if named is None or named[1:] != (1, n):
         raise InvalidGguf(path, f"it is the first of {n} parts, and its name does not say so")
     parts = [first]

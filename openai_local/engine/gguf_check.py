@@ -51,6 +51,25 @@ _ALWAYS_WINDOWED = frozenset(
     " granite_swa maple mimo2 muse-glimmer spark2_5 step35".split()
 )
 
+# They have no product with what is computed; integers are indices.
+_INDEX_TYPES = frozenset(("I32", "I64"))
+_NO_WEIGHTS = _INDEX_TYPES | {"I8", "I16", "F64", "Q8_1", "Q8_K"}
+_INDICES = ("d2t", "tid2eid", "ordering", "masked_embd")
+# What is read row by row, or slid over what is computed.
+_MATRICES = (
+    "token_embd.weight",
+    "position_embd.weight",
+    "token_types.weight",
+    ".ssm_conv1d.weight",
+    ".shortconv.conv.weight",
+    ".ssm_a",
+)
+# Their operations take no other type.
+_FLOATS = (".ssm_conv1d.weight", ".shortconv.conv.weight", ".ssm_a", ".ssm_d")
+_SCANNED = frozenset(
+    "falcon-h1 granitehybrid jamba mamba mamba2 nemotron_h nemotron_h_moe plamo2".split()
+)
+
 
 def read_checked(path: Path) -> tuple[GgufFile, ...]:
     """The parts of a model, of which ``path`` is the first, if llama.cpp can be given them.
@@ -133,6 +152,40 @@ def _check_experts(facts: Facts) -> None:
         facts.require(fits, f"it uses {groups_used} of {groups} groups of {n} experts")
 
 
+def _check_tensors(facts: Facts) -> None:
+    """Types and ranks with which llama.cpp's operations abort, or call what is not there."""
+    n_used = max(facts.layers("expert_used_count", 0))
+    for tensor in facts.tensors.values():
+        name, rank = tensor.name, len(tensor.shape)
+        while rank > 1 and tensor.shape[rank - 1] == 1:
+            rank -= 1
+        allowed = tensor.type not in _NO_WEIGHTS
+        allowed |= tensor.type in _INDEX_TYPES and any(mark in name for mark in _INDICES)
+        allowed &= tensor.type == "F32" or len(tensor.shape) > 1 or tensor.type in _INDEX_TYPES
+        allowed &= tensor.type == "F32" or not name.endswith(_FLOATS)
+        facts.require(allowed, f"tensor {name!r} is of type {tensor.type}")
+        fits = rank <= 2 or not name.endswith(_MATRICES)
+        facts.require(fits and rank <= 3, f"tensor {name!r} has {rank} dimensions")
+        facts.require(n_used > 0 or "exps." not in name, f"it uses none of the experts of {name!r}")
+
+
+def _check_states(facts: Facts) -> None:
+    if facts.architecture not in _SCANNED:
+        return
+    inner = facts.integer("ssm.inner_size", 0)
+    size, groups = facts.integer("ssm.state_size", 0), facts.integer("ssm.group_count", 0)
+    kernel, rank = facts.integer("ssm.conv_kernel", 0), facts.integer("ssm.time_step_rank", 0)
+    plausible = all(0 < n < 1 << 20 for n in (inner, size, kernel, rank)) and groups < 1 << 16
+    facts.require(plausible, f"its states are of {inner} times {size}, with kernels of {kernel}")
+    for tensor in facts.tensors.values():
+        if not tensor.name.endswith((".ssm_a", ".ssm_a.weight")) or len(tensor.shape) < 2:
+            continue
+        first, n_heads = tensor.shape[:2]
+        fits = inner == n_heads and size == first if first > 1 else inner % n_heads == 0
+        fits &= first > 1 or n_heads % max(groups, 1) == 0
+        facts.require(fits, f"its inner_size of {inner} is not that of {tensor.name!r}")
+
+
 def _check_numbers(facts: Facts) -> None:
     scaling = facts.word("rope.scaling.type", "linear")
     facts.require(scaling in _ROPE_SCALINGS, f"its rope.scaling.type is {scaling[:40]!r}")
@@ -200,6 +253,8 @@ _RULES: tuple[Callable[[Facts], None], ...] = (
     _check_heads,
     _check_windows,
     _check_experts,
+    _check_tensors,
+    _check_states,
     _check_numbers,
     _check_vocabulary,
 )

@@ -12,7 +12,10 @@ from pathlib import Path
 from openai_local.config import ConfigError, ModelTable, Settings, Use
 from openai_local.models.directory import Directory
 from openai_local.models.errors import UnknownModel
-from openai_local.models.files import SMOLLM2_ID, NoModel, default_id, packaged_file
+from openai_local.models.fetch import Fetcher
+from openai_local.models.files import SMOLLM2_ID, NoModel, packaged_file
+from openai_local.models.hub import Hub
+from openai_local.models.sources import ModelSource, default_id
 
 logger = logging.getLogger(__name__)
 
@@ -22,17 +25,29 @@ RESCAN_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """A known model. ``file`` finds its file, or makes it, which may take long.
+    """A known model. ``file`` finds its file, makes it, or fetches it, which may take long.
 
     ``table`` has its own options, if it has any. ``essential``: without it the application is not
     ready to serve.
     """
 
     id: str
-    file: Callable[[], Path]
+    file: Callable[[], Path] | Fetcher
     table: ModelTable | None = None
     essential: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
+
+    def find(self, stopping: Callable[[], bool]) -> Path:
+        """Its file. Blocks; a download is given up where ``stopping`` holds, by EngineStopped.
+
+        Raises NoModel, ModelLoadFailed, OSError.
+        """
+        return self.file.fetch(stopping) if isinstance(self.file, Fetcher) else self.file()
+
+    @property
+    def downloaded(self) -> float | None:
+        """How much of it is there, from 0 to 1, while it is downloaded; else None."""
+        return self.file.progress if isinstance(self.file, Fetcher) else None
 
     @property
     def aliases(self) -> tuple[str, ...]:
@@ -131,7 +146,8 @@ class Catalog:
         """Look into the directory. Blocks."""
         with self._lock:
             paths = {} if self._directory is None else self._directory.scan()
-            ours = {spec.table.path.absolute() for spec in self._configured.values() if spec.table}
+            tables = [spec.table for spec in self._configured.values() if spec.table]
+            ours = {t.path.absolute() for t in tables if isinstance(t.path, Path)}
             found: dict[str, ModelSpec] = {}
             for id, path in paths.items():
                 if path.absolute() in ours:
@@ -147,18 +163,24 @@ class Catalog:
     def _add_all(self) -> None:
         settings = self._settings
         if settings.model is not None:
-            path = settings.model
-            id = settings.model_id or default_id(path)
-            self._add(ModelSpec(id, lambda: path, essential=True), "model_id")
+            id = settings.model_id or default_id(settings.model)
+            file = self._file(settings.model)
+            self._add(ModelSpec(id, file, essential=True), "model_id")
         elif not settings.models and settings.models_dir is None:
             find = packaged_file(settings.requantize)
             self._add(ModelSpec(settings.model_id or SMOLLM2_ID, find, essential=True), "model_id")
         if settings.embedding_model is not None:
-            embedding = settings.embedding_model
-            id = self._embedding_id = settings.embedding_model_id or default_id(embedding)
-            self._add(ModelSpec(id, lambda: embedding, essential=True), "embedding_model_id")
+            source = settings.embedding_model
+            id = self._embedding_id = settings.embedding_model_id or default_id(source)
+            self._add(ModelSpec(id, self._file(source), essential=True), "embedding_model_id")
         for id, table in settings.models.items():
-            self._add(_of_table(id, table), f"models.{id}")
+            spec = ModelSpec(id, self._file(table.path), table, essential=table.pinned)
+            self._add(spec, f"models.{id}")
+
+    def _file(self, source: ModelSource) -> Callable[[], Path] | Fetcher:
+        if isinstance(source, Path):
+            return lambda: source
+        return Fetcher(source, Hub(offline=self._settings.offline))
 
     def _add(self, spec: ModelSpec, setting: str) -> None:
         for name in (spec.id, *spec.aliases):
@@ -168,7 +190,3 @@ class Catalog:
                 )
             self._names[name] = spec.id
         self._configured[spec.id] = spec
-
-
-def _of_table(id: str, table: ModelTable) -> ModelSpec:
-    return ModelSpec(id, lambda: table.path, table, essential=table.pinned)

@@ -9,13 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import platformdirs
 
+from openai_local.engine.errors import EngineStopped
 from openai_local.engine.gguf import part_of
 from openai_local.models.download import (
     Checksum,
@@ -50,6 +52,45 @@ def fetch(
     if isinstance(source, WebSource):
         return _fetch_url(source, cache or downloads(), on_progress, offline=hub.offline)
     return source
+
+
+class Fetcher:
+    """Gets one model when it is asked to, and tells how far it is. Safe from several threads."""
+
+    def __init__(self, source: HubSource | WebSource, hub: Hub) -> None:
+        self.source = source
+        self._hub = hub
+        self._share: float | None = None
+        self._told = 0
+
+    @property
+    def progress(self) -> float | None:
+        """From 0 to 1 while something is downloaded; else None."""
+        return self._share
+
+    def fetch(self, stopping: Callable[[], bool]) -> Path:
+        """The model's file. Where ``stopping`` holds, it raises EngineStopped, and the next one
+        goes on from there. Blocks; raises FetchFailed."""
+
+        def report(done: int, total: int | None) -> None:
+            # The interpreter waits for the thread that downloads.
+            if stopping() or not threading.main_thread().is_alive():
+                raise EngineStopped
+            self._tell(done, total)
+
+        self._told = 0
+        try:
+            return fetch(self.source, on_progress=report, hub=self._hub)
+        finally:
+            self._share = None
+
+    def _tell(self, done: int, total: int | None) -> None:
+        self._share = min(1.0, done / total) if total else 0.0
+        tenth = int(10 * self._share)
+        if done == 0 or tenth > self._told:
+            self._told = tenth
+            of = f"{100 * self._share:.0f} % of {total / 1e9:.2f} GB" if total else "begun"
+            logger.info("downloading %s: %s", self.source, of)
 
 
 def downloads() -> Path:

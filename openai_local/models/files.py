@@ -80,8 +80,3 @@ def packaged_file(requantize: bool) -> Callable[[], Path]:
             return path
 
     return find
-
-
-def default_id(model: Path) -> str:
-    """The name of a file in the API: its own, without the suffix."""
-    return model.stem.lower()

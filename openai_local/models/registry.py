@@ -45,7 +45,7 @@ MAX_BACK_OFF_S = 60.0
 MEMORY_SHARE = 0.75
 MIB = 1 << 20
 
-Value = Literal["unloaded", "waiting", "loading", "loaded", "unloading", "failed"]
+Value = Literal["unloaded", "waiting", "downloading", "loading", "loaded", "unloading", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Trouble:
 
 @dataclass(frozen=True, slots=True)
 class ModelState:
-    """What is of a model now; ``progress`` of its load is from 0 to 1."""
+    """What is of a model now; ``progress`` of its download or load is from 0 to 1."""
 
     value: Value
     progress: float = 0.0
@@ -196,21 +196,20 @@ class Registry:
                 progress = entry.load.progress if entry is not None and entry.load else 0.0
                 return ModelState("loading", progress)
             if entry is not None and entry.preparing is not None:
-                return ModelState("loading")
+                share = entry.spec.downloaded
+                return ModelState("loading") if share is None else ModelState("downloading", share)
             if waiting:
                 return ModelState("waiting")
-            if resident is not None:
-                return ModelState("unloading")
             if entry is not None and entry.failure is not None:
                 return ModelState("failed", error=str(entry.failure.error))
-            return ModelState("unloaded")
+            return ModelState("unloaded" if resident is None else "unloading")
 
     def trouble(self) -> Trouble | None:
         """What keeps a model from serving without which the application is not ready; None if all
         is well. What is loaded on demand only, is the matter of those who ask for it."""
         for spec in self._catalog.essential():
             state = self.state(spec.id)
-            if state.value in ("loading", "waiting"):
+            if state.value in ("downloading", "loading", "waiting"):
                 return Trouble("model_loading", f"the model {spec.id!r} is being loaded")
             if state.error is not None:
                 return Trouble("model_load_failed", state.error)
@@ -382,7 +381,7 @@ class Registry:
         began, spec = time.monotonic(), entry.spec
         outcome: Need | Exception
         try:
-            path = spec.file()
+            path = spec.find(lambda: self._closed)
             config = self._settings.engine(path, spec.table)
             n_bytes, budget = 0, self._budget()
             if budget < math.inf:

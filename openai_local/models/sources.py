@@ -94,7 +94,7 @@ def default_id(source: ModelSource) -> str:
     else:
         name = source.name
     part = part_of(Path(name))
-    return (part[0] if part else re.sub(r"\.gguf$", "", name, flags=re.IGNORECASE)).lower()
+    return (part[0] if part else PurePosixPath(name).stem).lower()
 
 
 def _hub(text: str) -> HubSource:

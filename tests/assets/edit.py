@@ -34,14 +34,16 @@ def write(path: Path, fields: Fields, tensors: Mapping[str, NDArray[Any]]) -> No
     architecture = fields.get("general.architecture", ("", Type.STRING, None))[0]
     writer = gguf.GGUFWriter(path, architecture or "none")
     del writer.kv_data[0]["general.architecture"]
-    for key, (value, kind, inner) in fields.items():
-        writer.add_key_value(key, value, kind, inner)
-    for name, data in tensors.items():
-        writer.add_tensor(name, data)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    try:
+        for key, (value, kind, inner) in fields.items():
+            writer.add_key_value(key, value, kind, inner)
+        for name, data in tensors.items():
+            writer.add_tensor(name, data)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+    finally:
+        writer.close()
 
 
 def edited(source: Path, target: Path, edit: Callable[[Fields, Tensors], object]) -> Path:

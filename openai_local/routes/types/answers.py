@@ -29,9 +29,9 @@ class Health(Sent):
 
 
 class ModelStatus(Sent):
-    """``progress`` of its load is from 0 to 1."""
+    """``progress`` of its download or load is from 0 to 1."""
 
-    value: Literal["unloaded", "waiting", "loading", "loaded", "unloading", "failed"]
+    value: Literal["unloaded", "waiting", "downloading", "loading", "loaded", "unloading", "failed"]
     progress: float
     error: str = ""
 
