@@ -84,6 +84,22 @@ def test_imports_go_in_one_direction() -> None:
     assert outside_engine == set()
 
 
+def test_requests_are_planned_without_http() -> None:
+    room = "openai_local.api"
+    assert importers("openai_local.routes", room) == set()
+    for module in MODULES:
+        if module.startswith(room + ".") or module == room:
+            assert tops(module).isdisjoint((WEB | LOOPS) - {"anyio", "pydantic", "pydantic_core"})
+    assert importers(room, "openai_local.engine") == importers(room, "openai_local.models") == set()
+
+
+def test_python_goes_past_the_routes() -> None:
+    room = "openai_local.inprocess"
+    assert importers("openai_local.routes", room) == set()
+    assert importers("openai", "openai_local") <= {"openai_local", f"{room}.clients"}
+    assert importers(room) - importers(room, room) == {"openai_local"}
+
+
 def test_the_chat_language_knows_neither_http_nor_tokens() -> None:
     assert tops("openai_local.chat_template").isdisjoint(WEB | LOOPS)
     assert importers("openai_local.engine") & {"openai_local.chat_template"} == set()

@@ -14,11 +14,11 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import BaseModel
 
+from openai_local.api import chat_completions, completions
+from openai_local.api.bodies import Refused
+from openai_local.api.types.chat_completions import ChatCompletionRequest
+from openai_local.api.types.completions import CompletionRequest
 from openai_local.engine import SamplingParams
-from openai_local.routes import chat_completions, completions
-from openai_local.routes.request import Refused
-from openai_local.routes.types.chat_completions import ChatCompletionRequest
-from openai_local.routes.types.completions import CompletionRequest
 
 pytestmark = pytest.mark.anyio
 

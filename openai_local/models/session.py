@@ -30,6 +30,10 @@ class Session:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give back what it holds. Safe to repeat, and from any thread."""
         self._held.close()
 
     @property

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from openai_local.api.messages import CUSTOM_INPUT
 from openai_local.chat_parser import (
     ChatParser,
     ContentDelta,
@@ -17,7 +18,6 @@ from openai_local.chat_parser import (
     ToolCallArguments,
     ToolCallStart,
 )
-from openai_local.routes.messages import CUSTOM_INPUT
 
 _INPUT = re.compile(rf'\s*\{{\s*"{CUSTOM_INPUT}"\s*:\s*"')
 # Whole characters of a JSON string: a pair of surrogates is one.

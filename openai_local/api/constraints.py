@@ -7,8 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from starlette.requests import Request
-
+from openai_local.api.errors import RequestError
+from openai_local.api.types.constraints import (
+    ConstraintBody,
+    JsonObjectFormat,
+    JsonSchemaFormat,
+    StructuredOutputs,
+)
 from openai_local.chat_language import ChatLanguage
 from openai_local.engine import (
     CompiledConstraint,
@@ -18,14 +23,6 @@ from openai_local.engine import (
     InvalidConstraint,
 )
 from openai_local.reasoning_format import Thought
-from openai_local.routes.errors import RequestError
-from openai_local.routes.host import unless_left
-from openai_local.routes.types.constraints import (
-    ConstraintBody,
-    JsonObjectFormat,
-    JsonSchemaFormat,
-    StructuredOutputs,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,10 +124,10 @@ def behind_thought(asked: Asked, language: ChatLanguage, prompt: str) -> Asked:
     return replace(asked, constraint=replace(asked.constraint, after=after, opening=opening))
 
 
-async def compiled(request: Request, engine: Engine, asked: Asked) -> CompiledConstraint:
-    """Raises RequestError, and ClientLeft where nobody waits for it any more."""
+async def compiled(engine: Engine, asked: Asked) -> CompiledConstraint:
+    """Raises RequestError."""
     try:
-        return await unless_left(request.receive, lambda: engine.compiled(asked.constraint))
+        return await engine.compiled(asked.constraint)
     except InvalidConstraint as error:
         raise refusal(error, asked.param) from None
 

@@ -11,9 +11,9 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
+from openai_local.api.types.common import Body
 from openai_local.engine import SamplingParams
 from openai_local.engine.sampler_steps import MAX_BREAKER_BYTES, MAX_BREAKERS, ORDER, recommended
-from openai_local.routes.types.common import Body
 
 MAX_BIASES = 1024
 _INT32 = 2**31 - 1

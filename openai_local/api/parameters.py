@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from openai_local.routes.errors import RequestError
-from openai_local.routes.types.chat_completions import ChatCompletionRequest
-from openai_local.routes.types.completions import CompletionRequest
-from openai_local.routes.types.generation import GenerationBody
-from openai_local.routes.types.infill import InfillRequest
+from openai_local.api.errors import RequestError
+from openai_local.api.types.chat_completions import ChatCompletionRequest
+from openai_local.api.types.completions import CompletionRequest
+from openai_local.api.types.generation import GenerationBody
+from openai_local.api.types.infill import InfillRequest
 
 # Mirostat chooses by itself how many candidates there are.
 _NOT_WITH_MIROSTAT = {

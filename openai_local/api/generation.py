@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 
 import anyio.to_thread
 
+from openai_local.api.errors import RequestError
+from openai_local.api.types.generation import GenerationBody
 from openai_local.chat_template import RenderedPrompt
 from openai_local.engine import Engine, Finished, Generation, GenerationRequest, Output, Usage
 from openai_local.engine.bridge import Signal
 from openai_local.models.registry import LoadedModel
-from openai_local.routes.errors import RequestError
-from openai_local.routes.types.generation import GenerationBody
 
 T = TypeVar("T")
 

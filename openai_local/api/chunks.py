@@ -12,17 +12,11 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-from starlette.requests import Request
-from starlette.responses import JSONResponse
-from starlette.types import ASGIApp
-
+from openai_local.api.generation import Choices
+from openai_local.api.logprobs import extend
+from openai_local.api.obfuscation import obfuscate
+from openai_local.api.types.generation import StreamOptions
 from openai_local.engine import Usage
-from openai_local.routes.generation import Choices
-from openai_local.routes.host import unless_left
-from openai_local.routes.logprobs import extend
-from openai_local.routes.obfuscation import obfuscate
-from openai_local.routes.sse import EventStream, event
-from openai_local.routes.types.generation import GenerationBody, StreamOptions
 
 Chunk = dict[str, Any]
 Chunks = AsyncGenerator[Chunk, None]
@@ -63,20 +57,42 @@ class Head:
         return chunk
 
 
-async def respond(
-    request: Request,
-    body: GenerationBody,
-    choices: Choices,
-    chunks: Chunks,
-    fold: Callable[[Chunks], Awaitable[dict[str, Any]]],
-) -> ASGIApp:
-    """``chunks``, the last of which has the usage, as a stream or as one object, as asked."""
-    if body.stream:
-        return EventStream(_events(chunks, body.stream_options or StreamOptions()), choices.cancel)
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A completion whose generations are submitted. ``chunks``, the last of which has the usage,
+    are read once; whoever stops before their end must call :meth:`cancel`."""
+
+    choices: Choices
+    chunks: Chunks
+    fold: Callable[[Chunks], Awaitable[dict[str, Any]]]
+
+    async def streamed(self, options: StreamOptions | None) -> Chunks:
+        """The chunks as a client of a stream gets them."""
+        options = options or StreamOptions()
+        async with aclosing(self.chunks) as chunks:
+            async for chunk in chunks:
+                if not options.include_usage and chunk.pop("usage") is not None:
+                    continue
+                if options.include_obfuscation and chunk["choices"]:
+                    obfuscate(chunk)
+                yield chunk
+
+    def cancel(self) -> None:
+        """Free the places of the generations that still run."""
+        self.choices.cancel()
+
+
+# What a planned request is: submits all its generations, or none and raises.
+Start = Callable[[], Completion]
+
+
+async def whole(plan: Callable[[], Awaitable[Start]]) -> dict[str, Any]:
+    """The completion that ``plan`` comes to, as one object."""
+    completion = (await plan())()
     try:
-        return JSONResponse(await unless_left(request.receive, lambda: fold(chunks)))
+        return await completion.fold(completion.chunks)
     finally:
-        choices.cancel()
+        completion.cancel()
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,16 +121,6 @@ async def gather(chunks: Chunks, add: Callable[[dict[str, Any]], None]) -> Whole
                 timings = {"timings": last["timings"]}
     ordered = {index: reasons[index] for index in sorted(reasons)}
     return Whole({**last, **timings}, ordered, logprobs)
-
-
-async def _events(chunks: Chunks, options: StreamOptions) -> AsyncGenerator[bytes, None]:
-    async with aclosing(chunks):
-        async for chunk in chunks:
-            if not options.include_usage and chunk.pop("usage") is not None:
-                continue
-            if options.include_obfuscation and chunk["choices"]:
-                obfuscate(chunk)
-            yield event(chunk)
 
 
 def _usage(usage: Usage, n_reasoning: int) -> dict[str, Any]:

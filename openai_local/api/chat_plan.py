@@ -6,8 +6,13 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from starlette.requests import Request
-
+from openai_local.api.answers import Answer
+from openai_local.api.constraints import Asked, behind_thought, compiled, refusal, schema_of
+from openai_local.api.errors import RequestError
+from openai_local.api.generation import INLINE_CHARS, off_loop, tokenize_prompt
+from openai_local.api.messages import for_template
+from openai_local.api.tools import ToolUse
+from openai_local.api.types.chat_completions import ChatCompletionRequest
 from openai_local.chat_language import ChatLanguage
 from openai_local.chat_parser import ChatParser
 from openai_local.chat_template import ChatTemplate
@@ -20,14 +25,6 @@ from openai_local.engine import (
 )
 from openai_local.models.registry import LoadedModel
 from openai_local.reasoning_format import ReasoningFormat, Thought, reasoning_kwargs
-from openai_local.routes.answers import Answer
-from openai_local.routes.constraints import Asked, behind_thought, compiled, refusal, schema_of
-from openai_local.routes.errors import RequestError
-from openai_local.routes.generation import INLINE_CHARS, off_loop, tokenize_prompt
-from openai_local.routes.host import unless_left
-from openai_local.routes.messages import for_template
-from openai_local.routes.tools import ToolUse
-from openai_local.routes.types.chat_completions import ChatCompletionRequest
 from openai_local.tool_formats import SchemaUnsupported, ToolFormat
 
 # What the renderer sets itself.
@@ -69,16 +66,16 @@ class ChatPlan:
         )
         return Answer(parser, tools.custom if tools else (), legacy=bool(tools and tools.legacy))
 
-    async def compiled(self, request: Request, engine: Engine) -> CompiledConstraint:
-        """Raises RequestError, which names the tool where it is a tool's schema, and ClientLeft."""
+    async def compiled(self, engine: Engine) -> CompiledConstraint:
+        """Raises RequestError, which names the tool where it is a tool's schema."""
         assert self.bound is not None, "something binds the text"
         if self.tools is None:
-            return await compiled(request, engine, self.bound)
+            return await compiled(engine, self.bound)
         if self.asked is not None:  # alone, so that what is wrong in it is told by its name
-            await compiled(request, engine, self.asked)
+            await compiled(engine, self.asked)
         constraint, tools = self.bound.constraint, self.tools
         try:
-            return await unless_left(request.receive, lambda: engine.compiled(constraint))
+            return await engine.compiled(constraint)
         except InvalidConstraint as error:
             param = await _guilty(engine, tools) or self.bound.param
             raise refusal(error, param) from None

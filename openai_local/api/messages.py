@@ -6,14 +6,14 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from openai_local.routes.errors import RequestError
-from openai_local.routes.types.chat_completions import (
+from openai_local.api.errors import RequestError
+from openai_local.api.types.chat_completions import (
     AssistantMessage,
     Message,
     TextPart,
     ToolMessage,
 )
-from openai_local.routes.types.tools import CustomToolCall, FunctionToolCall
+from openai_local.api.types.tools import CustomToolCall, FunctionToolCall
 
 # A custom tool is to the model one with this argument.
 CUSTOM_INPUT = "input"

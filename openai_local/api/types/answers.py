@@ -1,4 +1,7 @@
-"""Pydantic models of what is sent, for the OpenAPI document. Nothing is built from them."""
+"""Pydantic models of what is sent: for the OpenAPI document, and what Python code gets.
+
+The routes send dicts and build nothing of these.
+"""
 
 from __future__ import annotations
 
@@ -163,6 +166,16 @@ class ChatCompletion(Sent):
     metadata: dict[str, str] = {}
     timings: Timings | None = None
 
+    @property
+    def message(self) -> ChatMessage:
+        """That of the first choice."""
+        return self.choices[0].message
+
+    @property
+    def text(self) -> str:
+        """What the first choice says."""
+        return self.message.content or ""
+
 
 class FunctionPart(Sent):
     name: str = ""
@@ -215,6 +228,11 @@ class ChatCompletionChunk(_Chunk):
     choices: list[ChatChunkChoice]
     service_tier: Literal["default", "flex", "priority"] = "default"
 
+    @property
+    def text(self) -> str:
+        """What its choice, if it has one, says more."""
+        return self.choices[0].delta.content or "" if self.choices else ""
+
 
 class TextLogprobs(Sent):
     tokens: list[str]
@@ -239,6 +257,11 @@ class Completion(Sent):
     usage: Usage
     timings: Timings | None = None
 
+    @property
+    def text(self) -> str:
+        """That of the first choice."""
+        return self.choices[0].text
+
 
 class TextChunkChoice(Sent):
     text: str
@@ -250,6 +273,11 @@ class TextChunkChoice(Sent):
 class CompletionChunk(_Chunk):
     object: Literal["text_completion"]
     choices: list[TextChunkChoice]
+
+    @property
+    def text(self) -> str:
+        """What its choice, if it has one, says more."""
+        return self.choices[0].text if self.choices else ""
 
 
 class Embedding(Sent):

@@ -6,8 +6,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from openai_local.routes.types.common import Prompts
-from openai_local.routes.types.generation import GenerationBody
+from openai_local.api.types.common import Prompts
+from openai_local.api.types.generation import GenerationBody
 
 
 class CompletionRequest(GenerationBody):

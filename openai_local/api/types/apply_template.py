@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from openai_local.routes.types.chat_completions import ChatCompletionRequest
+from openai_local.api.types.chat_completions import ChatCompletionRequest
 
 
 class TemplateRequest(ChatCompletionRequest):

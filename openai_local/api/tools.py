@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from openai_local.routes.errors import RequestError
-from openai_local.routes.messages import CUSTOM_INPUT
-from openai_local.routes.types.chat_completions import ChatCompletionRequest
-from openai_local.routes.types.tools import (
+from openai_local.api.errors import RequestError
+from openai_local.api.messages import CUSTOM_INPUT
+from openai_local.api.types.chat_completions import ChatCompletionRequest
+from openai_local.api.types.tools import (
     AllowedToolsChoice,
     CustomChoice,
     CustomTool,

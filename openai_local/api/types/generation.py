@@ -6,9 +6,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from openai_local.routes.types.common import Body
-from openai_local.routes.types.constraints import ConstraintBody
-from openai_local.routes.types.sampling import SamplingBody
+from openai_local.api.types.common import Body
+from openai_local.api.types.constraints import ConstraintBody
+from openai_local.api.types.sampling import SamplingBody
 
 
 class StreamOptions(Body):

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from openai_local.routes.types.common import Body
-from openai_local.routes.types.constraints import Name, Schema
+from openai_local.api.types.common import Body
+from openai_local.api.types.constraints import Name, Schema
 
 MAX_TOOLS = 128
 

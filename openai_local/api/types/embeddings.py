@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from openai_local.routes.types.common import MAX_PROMPTS, Body, Texts, TokenLists
+from openai_local.api.types.common import MAX_PROMPTS, Body, Texts, TokenLists
 
 # The specification bounds one list of token ids, and not the lists in a list.
 Inputs = (

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from openai_local.routes.types.common import Body
-from openai_local.routes.types.generation import GenerationBody
-from openai_local.routes.types.tools import FunctionCall, ToolBody, ToolCall
+from openai_local.api.types.common import Body
+from openai_local.api.types.generation import GenerationBody
+from openai_local.api.types.tools import FunctionCall, ToolBody, ToolCall
 
 
 class TextPart(Body):

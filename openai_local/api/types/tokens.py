@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from openai_local.routes.types.common import Body
+from openai_local.api.types.common import Body
 
 
 class TokenizeRequest(Body):

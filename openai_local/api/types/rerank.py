@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag
 
-from openai_local.routes.types.common import MAX_PROMPTS, Body
+from openai_local.api.types.common import MAX_PROMPTS, Body
 
 
 class Document(Body):
