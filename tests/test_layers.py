@@ -99,3 +99,8 @@ def test_the_models_know_no_http() -> None:
 
 def test_the_command_line_alone_knows_a_server() -> None:
     assert importers("uvicorn") == importers("typer") == {"openai_local.cli"}
+
+
+def test_one_module_knows_django() -> None:
+    assert importers("django") | importers("asgiref") == {"openai_local.django"}
+    assert importers("openai_local.django") == set()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic_core import to_json
@@ -56,7 +56,7 @@ class ErrorShape:
     type: str = "invalid_request_error"
     param: str | None = None
     code: str | None = None
-    headers: Mapping[str, str] | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
 
     def body(self) -> dict[str, Any]:
         return {
@@ -69,7 +69,9 @@ class ErrorShape:
         }
 
     def response(self) -> JSONResponse:
-        return JSONResponse(self.body(), self.status, self.headers or HEADERS.get(self.status))
+        return JSONResponse(
+            self.body(), self.status, {**HEADERS.get(self.status, {}), **self.headers}
+        )
 
 
 def shape(error: Exception, prompt_param: str = "messages") -> ErrorShape:
@@ -109,6 +111,7 @@ def shape(error: Exception, prompt_param: str = "messages") -> ErrorShape:
         case HTTPException():
             # FastAPI's has a detail of any type.
             text = error.detail if isinstance(error.detail, str) else to_json(error.detail).decode()
-            return ErrorShape(error.status_code, text, headers=error.headers)
+            headers = {name.lower(): value for name, value in (error.headers or {}).items()}
+            return ErrorShape(error.status_code, text, headers=headers)
         case _:
             return ErrorShape(500, "internal error", type="server_error")

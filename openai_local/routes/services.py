@@ -8,17 +8,15 @@ from starlette.requests import Request
 
 from openai_local.config import Settings
 from openai_local.models.registry import LoadedModel, Registry
-from openai_local.routes.auth import Authorize
 from openai_local.routes.host import unless_left
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The application's models and settings, and whom the host lets in."""
+    """The application's models and settings."""
 
     registry: Registry
     settings: Settings
-    authorize: Authorize | None = None
 
     async def model(self, request: Request, name: str) -> LoadedModel:
         """The model, loaded if need be while the client waits for it.
