@@ -126,6 +126,8 @@ async def test_pages_of_the_origins_in_the_settings_may_call(origins: Any) -> No
     for response, status in ((asked, 200), (streamed, 200), (refused, 401), (missing, 404)):
         assert response.status_code == status
         assert response.headers["access-control-allow-origin"] in ("*", PAGE)
+        if response is not asked:
+            assert response.headers["access-control-expose-headers"] == "*"
     if origins != "*":
         assert "access-control-allow-origin" not in stranger.headers
 
