@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from starlette.routing import Router
 from starlette.types import Receive, Scope, Send
@@ -18,6 +19,10 @@ from openai_local.routes.endpoint import not_found
 from openai_local.routes.host import stopping, unless_stopping
 from openai_local.routes.openapi import document
 from openai_local.routes.services import Services
+
+if TYPE_CHECKING:
+    from openai_local.inprocess.engine import Engine as InProcess
+    from openai_local.inprocess.sync_engine import SyncEngine as SyncInProcess
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +73,20 @@ class Application:
             yield
         finally:
             await self.aclose()
+
+    @cached_property
+    def engine(self) -> InProcess:
+        """The application's models for Python code, on any event loop."""
+        from openai_local.inprocess.engine import Engine
+
+        return Engine.of(self)
+
+    @cached_property
+    def sync_engine(self) -> SyncInProcess:
+        """The same for code without an event loop, by one thread for all that use it."""
+        from openai_local.inprocess.sync_engine import SyncEngine
+
+        return SyncEngine.of(self)
 
     def openapi(self, prefix: str = "") -> dict[str, Any]:
         """The OpenAPI document of the routes as they are below ``prefix``."""
