@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from openai_local.engine import EngineConfig, EngineError
     from openai_local.inprocess.engine import Engine
     from openai_local.inprocess.sync_engine import SyncEngine
-    from openai_local.models.registry import UnknownModel
+    from openai_local.models.errors import UnknownModel
 
 __version__ = "0.1.0"
 
@@ -65,7 +65,7 @@ _ROOMS = {
     "RequestError": "openai_local.api.errors",
     "Settings": "openai_local.config",
     "SyncEngine": "openai_local.inprocess.sync_engine",
-    "UnknownModel": "openai_local.models.registry",
+    "UnknownModel": "openai_local.models.errors",
 }
 
 

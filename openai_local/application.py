@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 from openai_local import routes
 from openai_local.config import Settings
 from openai_local.engine import Engine, EngineConfig, EngineStopped
+from openai_local.models.footprint import Measure, within
 from openai_local.models.registry import Registry
 from openai_local.routes.endpoint import not_found
 from openai_local.routes.host import stopping, unless_stopping
@@ -39,10 +40,13 @@ class Application:
     """
 
     def __init__(
-        self, settings: Settings, open_engine: Callable[[EngineConfig], Engine] = Engine
+        self,
+        settings: Settings,
+        open_engine: Callable[[EngineConfig], Engine] = Engine,
+        measure: Measure = within,
     ) -> None:
         self.settings = settings
-        self.registry = Registry(settings, open_engine)
+        self.registry = Registry(settings, open_engine, measure)
         self._router = Router(
             routes.build(Services(self.registry, settings)),
             redirect_slashes=False,
@@ -58,7 +62,8 @@ class Application:
 
     @asynccontextmanager
     async def lifespan(self, app: Any = None) -> AsyncIterator[None]:
-        """Load the default model, then serve; at the end stop all engines and free all models.
+        """Load the default model, or those that are pinned, then serve; at the end stop all engines
+        and free all models.
 
         ``app`` is the host, of which nothing is needed. Raises what the load raises, which keeps
         the host from starting. May be entered again after its end.
@@ -66,7 +71,7 @@ class Application:
         self.registry.open()
         try:
             try:
-                await unless_stopping(lambda: self.registry.get(self.registry.default_id))
+                await unless_stopping(self.registry.warm)
             except EngineStopped:
                 if not stopping():
                     raise

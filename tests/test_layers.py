@@ -16,7 +16,7 @@ MODULES = {
 }
 LOOPS = {"asyncio", "anyio", "trio", "sniffio", "curio"}
 GUIDANCE = {"constraints", "grammars", "guide"}
-WEB = {"starlette", "pydantic", "pydantic_core", "pydantic_settings", "fastapi", "uvicorn", "typer"}
+WEB = {"starlette", "pydantic", "pydantic_core", "fastapi", "uvicorn", "typer"}
 
 
 def imports(module: str) -> Iterator[str]:

@@ -20,7 +20,7 @@ from openai_local.api.timings import with_progress, with_timings
 from openai_local.api.tools import read_tools
 from openai_local.api.types.chat_completions import ChatCompletionRequest
 from openai_local.engine import Finished, PromptProgress, TextDelta, TokenLogprob
-from openai_local.models.registry import Registry
+from openai_local.models.session import Session
 
 REFUSED: Refused = {
     "audio": Refusal("it answers in text only"),
@@ -42,14 +42,14 @@ REFUSED: Refused = {
 PRIORITIES = {"flex": -1, "default": 0, "priority": 1}
 
 
-async def plan(models: Registry, body: ChatCompletionRequest) -> Start:
-    """Raises RequestError, TemplateError, and what Registry.get and the engine raise."""
+async def plan(models: Session, body: ChatCompletionRequest) -> Start:
+    """Raises RequestError, TemplateError, and what Session.get and the engine raise."""
     check_chat(body)
     asked, tools = asked_for(body), read_tools(body)
     check_together(asked, tools)
     max_tokens = body.max_completion_tokens
     max_tokens = body.max_tokens if max_tokens is None else max_tokens
-    model = await models.get(body.model)
+    model = await models.get(body.model, "chat")
     plan = await plan_chat(body, model, asked, tools)
     biases = await read_biases(body, model.engine)
     n = body.n or 1
@@ -79,12 +79,12 @@ async def plan(models: Registry, body: ChatCompletionRequest) -> Start:
     return start
 
 
-async def prompt_of(models: Registry, body: ChatCompletionRequest) -> str:
+async def prompt_of(models: Session, body: ChatCompletionRequest) -> str:
     """The prompt that the chat would have. Raises as :func:`plan` does."""
     check_chat(body)
     asked, tools = asked_for(body), read_tools(body)
     check_together(asked, tools)
-    model = await models.get(body.model or models.default_id)
+    model = await models.get(body.model or models.default_id, "chat")
     return (await plan_chat(body, model, asked, tools)).prompt
 
 

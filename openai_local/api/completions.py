@@ -20,19 +20,19 @@ from openai_local.api.timings import with_progress, with_timings
 from openai_local.api.types.common import MAX_PROMPTS
 from openai_local.api.types.completions import CompletionRequest
 from openai_local.engine import Finished, Output, PromptLogprobs, PromptProgress, TextDelta
-from openai_local.models.registry import Registry
+from openai_local.models.session import Session
 
 DEFAULT_MAX_TOKENS = 16  # the specification's
 
 REFUSED: Refused = {"post_sampling_probs": Refusal("logprobs are the model's own", (False,))}
 
 
-async def plan(models: Registry, body: CompletionRequest) -> Start:
-    """Raises RequestError, and what Registry.get and the engine raise."""
+async def plan(models: Session, body: CompletionRequest) -> Start:
+    """Raises RequestError, and what Session.get and the engine raise."""
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     check_completion(body, max_tokens)
     asked = asked_for(body)
-    model = await models.get(body.model)
+    model = await models.get(body.model, "chat")
     prompts = await read_prompts(body, model)
     n = body.n or 1
     n_candidates = body.best_of or n

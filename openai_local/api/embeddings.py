@@ -11,7 +11,7 @@ from openai_local.api.errors import RequestError
 from openai_local.api.generation import off_loop, tokenize_all
 from openai_local.api.types.embeddings import EmbeddingRequest
 from openai_local.engine.backend import Floats
-from openai_local.models.registry import Registry
+from openai_local.models.session import Session
 
 # The specification's bound on all inputs of a request together.
 MAX_TOKENS = 300_000
@@ -28,9 +28,9 @@ class Vectors:
     n_tokens: int
 
 
-async def embed(models: Registry, body: EmbeddingRequest) -> Vectors:
-    """Raises RequestError, and what Registry.get and Engine.embed raise."""
-    model = await models.get(body.model)
+async def embed(models: Session, body: EmbeddingRequest) -> Vectors:
+    """Raises RequestError, and what Session.get and Engine.embed raise."""
+    model = await models.get(body.model, "embedding")
     engine, n_embd = model.engine, model.info.n_embd
     if body.dimensions is not None and body.dimensions > n_embd:
         raise RequestError(

@@ -16,16 +16,17 @@ from openai_local.api.errors import RequestError
 from openai_local.api.generation import off_loop
 from openai_local.api.types.rerank import RerankRequest
 from openai_local.engine import Engine
-from openai_local.models.registry import LoadedModel, Registry
+from openai_local.models.loads import LoadedModel
+from openai_local.models.session import Session
 
 REFUSED: Refused = {}
 
 _PLACE = re.compile(r"\{(query|document)\}")
 
 
-async def rank(models: Registry, body: RerankRequest) -> dict[str, Any]:
-    """Raises RequestError, and what Registry.get and Engine.rank raise."""
-    model = await models.get(body.model or models.embedding_id)
+async def rank(models: Session, body: RerankRequest) -> dict[str, Any]:
+    """Raises RequestError, and what Session.get and Engine.rank raise."""
+    model = await models.get(body.model or models.embedding_id, "embedding")
     if not model.info.can_rank:
         raise RequestError(
             f"The model {model.id!r} does not rerank: that takes one with a classification head.",

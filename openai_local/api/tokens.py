@@ -11,22 +11,22 @@ from openai_local.api.prompts import text_of
 from openai_local.api.types.tokens import DetokenizeRequest, TokenizeRequest
 from openai_local.engine import Engine
 from openai_local.engine.backend import Vocabulary
-from openai_local.models.registry import Registry
+from openai_local.models.session import Session
 
 REFUSED: Refused = {}
 
 
-async def tokenize(models: Registry, body: TokenizeRequest) -> list[Any]:
+async def tokenize(models: Session, body: TokenizeRequest) -> list[Any]:
     """Token ids, or objects of an id and its piece. Raises InvalidToken, and what
-    Registry.get raises."""
+    Session.get raises."""
     model = await models.get(body.model or models.default_id)
     parts = [body.content] if isinstance(body.content, str) else body.content
     size = sum(len(part) if isinstance(part, str) else 1 for part in parts)
     return await off_loop(size, lambda: _tokenized(body, parts, model.engine))
 
 
-async def detokenize(models: Registry, body: DetokenizeRequest) -> str:
-    """Raises InvalidToken, and what Registry.get raises."""
+async def detokenize(models: Session, body: DetokenizeRequest) -> str:
+    """Raises InvalidToken, and what Session.get raises."""
     model = await models.get(body.model or models.default_id)
     model.engine.check_tokens(body.tokens)
     return await off_loop(len(body.tokens), lambda: text_of(body.tokens, model.engine.vocabulary))

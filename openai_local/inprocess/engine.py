@@ -40,6 +40,7 @@ from openai_local.inprocess.parameters import (
     body,
 )
 from openai_local.inprocess.stream import Stream, refusals
+from openai_local.models.session import Session
 
 if TYPE_CHECKING:
     from openai_local.application import Application
@@ -99,8 +100,8 @@ class Engine:
     ) -> ChatCompletion:
         """The model's answer to ``messages``, of which one text is what the user says."""
         request = self._chat(messages, parameters)
-        with refusals("messages"):
-            answer = await whole(lambda: chat_completions.plan(self._models, request))
+        with refusals("messages"), self._session() as models:
+            answer = await whole(lambda: chat_completions.plan(models, request))
         return ChatCompletion.model_validate(answer)
 
     def stream_chat(
@@ -109,7 +110,8 @@ class Engine:
         """As :meth:`chat`, in chunks as they come."""
         request = self._chat(messages, parameters, stream=True)
         return Stream(
-            lambda: chat_completions.plan(self._models, request),
+            self._session(),
+            lambda models: chat_completions.plan(models, request),
             request.stream_options,
             ChatCompletionChunk,
             "messages",
@@ -123,8 +125,8 @@ class Engine:
         Without ``max_tokens`` by 16 tokens, as the specification has it.
         """
         request = self._completion(prompt, parameters)
-        with refusals("prompt"):
-            answer = await whole(lambda: completions.plan(self._models, request))
+        with refusals("prompt"), self._session() as models:
+            answer = await whole(lambda: completions.plan(models, request))
         return Completion.model_validate(answer)
 
     def stream_complete(
@@ -133,7 +135,8 @@ class Engine:
         """As :meth:`complete`, in chunks as they come."""
         request = self._completion(prompt, parameters, stream=True)
         return Stream(
-            lambda: completions.plan(self._models, request),
+            self._session(),
+            lambda models: completions.plan(models, request),
             request.stream_options,
             CompletionChunk,
             "prompt",
@@ -146,8 +149,8 @@ class Engine:
         model = model or self._models.embedding_id
         given = body({"dimensions": dimensions}, input=texts, model=model)
         request = parse(given, EmbeddingRequest, embeddings.REFUSED)
-        with refusals("input"):
-            return (await embeddings.embed(self._models, request)).rows
+        with refusals("input"), self._session() as models:
+            return (await embeddings.embed(models, request)).rows
 
     async def rerank(
         self,
@@ -162,8 +165,8 @@ class Engine:
         more = {"model": model, "top_n": top_n, "return_documents": return_documents}
         given = body(more, query=query, documents=documents)
         request = parse(given, RerankRequest, rerank.REFUSED)
-        with refusals("documents"):
-            return Ranking.model_validate(await rerank.rank(self._models, request))
+        with refusals("documents"), self._session() as models:
+            return Ranking.model_validate(await rerank.rank(models, request))
 
     async def tokenize(
         self,
@@ -177,25 +180,28 @@ class Engine:
         given = body({"model": model}, content=text, add_special=add_special)
         given["parse_special"] = parse_special
         request = parse(given, TokenizeRequest, tokens.REFUSED)
-        with refusals("text"):
-            return await tokens.tokenize(self._models, request)
+        with refusals("text"), self._session() as models:
+            return await tokens.tokenize(models, request)
 
     async def detokenize(self, ids: Sequence[int], *, model: str | None = None) -> str:
         """The text of token ids, control tokens as they are written."""
         request = parse(body({"model": model}, tokens=ids), DetokenizeRequest, tokens.REFUSED)
-        with refusals("tokens"):
-            return await tokens.detokenize(self._models, request)
+        with refusals("tokens"), self._session() as models:
+            return await tokens.detokenize(models, request)
 
     async def apply_template(self, messages: Messages, **parameters: Unpack[ChatParameters]) -> str:
         """The prompt that :meth:`chat` would give to the model."""
         given = body(parameters, messages=_messages(messages))
         request = parse(given, TemplateRequest, chat_completions.REFUSED)
-        with refusals("messages"):
-            return await chat_completions.prompt_of(self._models, request)
+        with refusals("messages"), self._session() as models:
+            return await chat_completions.prompt_of(models, request)
 
     @property
     def _models(self) -> Registry:
         return self._local.registry
+
+    def _session(self) -> Session:
+        return Session(self._models)
 
     def _chat(
         self, messages: Messages, parameters: Mapping[str, Any], stream: bool = False

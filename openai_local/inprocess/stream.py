@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from openai_local.api.chunks import Chunks, Completion, Start
 from openai_local.api.errors import named
 from openai_local.api.types.generation import StreamOptions
+from openai_local.models.session import Session
 
 Chunk = TypeVar("Chunk", bound=BaseModel)
 
@@ -36,12 +37,15 @@ class Stream(Generic[Chunk]):
 
     def __init__(
         self,
-        plan: Callable[[], Awaitable[Start]],
+        models: Session,
+        plan: Callable[[Session], Awaitable[Start]],
         options: StreamOptions | None,
         chunk_type: type[Chunk],
         prompt_param: str,
     ) -> None:
-        self._plan: Callable[[], Awaitable[Start]] | None = plan
+        """``models`` are held until its end."""
+        self._models = models
+        self._plan: Callable[[Session], Awaitable[Start]] | None = plan
         self._options = options
         self._chunk_type = chunk_type
         self._prompt_param = prompt_param
@@ -63,7 +67,7 @@ class Stream(Generic[Chunk]):
     async def _next(self) -> dict[str, Any]:
         plan, self._plan = self._plan, None
         if plan is not None:
-            self._completion = (await plan())()
+            self._completion = (await plan(self._models))()
             self._chunks = self._completion.streamed(self._options)
         if self._chunks is None:
             raise StopAsyncIteration
@@ -87,6 +91,7 @@ class Stream(Generic[Chunk]):
         completion, self._completion = self._completion, None
         if completion is not None:
             completion.cancel()
+        self._models.close()
 
     def __del__(self) -> None:
         self._cancel()

@@ -15,5 +15,5 @@ from openai_local.routes.services import Services
 
 async def create(services: Services, request: Request) -> ASGIApp:
     body = await read(request, TemplateRequest, REFUSED, services.settings.max_body_bytes)
-    prompt = await unless_left(request.receive, lambda: prompt_of(services.registry, body))
+    prompt = await unless_left(request.receive, lambda: prompt_of(services.models, body))
     return JSONResponse({"prompt": prompt})

@@ -14,4 +14,4 @@ from openai_local.routes.services import Services
 
 async def create(services: Services, request: Request) -> ASGIApp:
     body = await read(request, ChatCompletionRequest, REFUSED, services.settings.max_body_bytes)
-    return await respond(request, body, lambda: plan(services.registry, body))
+    return await respond(request, body, lambda: plan(services.models, body))

@@ -19,9 +19,9 @@ async def create(services: Services, request: Request) -> ASGIApp:
 
 
 async def create_for_engine(services: Services, request: Request) -> ASGIApp:
-    return await _create(services, request, {"model": services.registry.default_id})
+    return await _create(services, request, {"model": services.named_in_path(request, "chat")})
 
 
 async def _create(services: Services, request: Request, fixed: dict[str, Any]) -> ASGIApp:
     body = await read(request, CompletionRequest, REFUSED, services.settings.max_body_bytes, fixed)
-    return await respond(request, body, lambda: plan(services.registry, body))
+    return await respond(request, body, lambda: plan(services.models, body))

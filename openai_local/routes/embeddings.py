@@ -23,12 +23,12 @@ async def create(services: Services, request: Request) -> ASGIApp:
 
 
 async def create_for_engine(services: Services, request: Request) -> ASGIApp:
-    return await _create(services, request, {"model": services.registry.embedding_id})
+    return await _create(services, request, {"model": services.named_in_path(request, "embedding")})
 
 
 async def _create(services: Services, request: Request, fixed: dict[str, Any]) -> ASGIApp:
     body = await read(request, EmbeddingRequest, REFUSED, services.settings.max_body_bytes, fixed)
-    vectors = await unless_left(request.receive, lambda: embed(services.registry, body))
+    vectors = await unless_left(request.receive, lambda: embed(services.models, body))
     content = await off_loop(vectors.rows.size, lambda: _content(body, vectors))
     return Response(content, media_type="application/json")
 

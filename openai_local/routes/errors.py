@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -16,14 +18,22 @@ from openai_local.engine import (
     ModelLoadFailed,
     QueueFull,
 )
+from openai_local.models.errors import (
+    FailedLately,
+    ModelsBusy,
+    ModelTooLarge,
+    UnknownModel,
+)
 from openai_local.models.files import NoModel
-from openai_local.models.registry import UnknownModel
 
+# What came out once would only do so again; OpenAI's clients go by this header.
+FINAL = {"x-should-retry": "false"}
+# Whoever comes back waits in the queue again, for as long as that is allowed.
+BUSY_RETRY_AFTER = "1"
 HEADERS = {
     401: {"www-authenticate": "Bearer"},
     429: {"retry-after": "1"},
-    # What timed out once would only do so again; OpenAI's clients go by this header.
-    504: {"x-should-retry": "false"},
+    504: FINAL,
 }
 
 
@@ -44,6 +54,7 @@ class ErrorShape:
     type: str = "invalid_request_error"
     param: str | None = None
     code: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
 
     def body(self) -> dict[str, Any]:
         return {
@@ -56,7 +67,9 @@ class ErrorShape:
         }
 
     def response(self) -> JSONResponse:
-        return JSONResponse(self.body(), self.status, HEADERS.get(self.status))
+        return JSONResponse(
+            self.body(), self.status, {**HEADERS.get(self.status, {}), **self.headers}
+        )
 
 
 def shape(error: Exception, prompt_param: str = "messages") -> ErrorShape:
@@ -69,6 +82,15 @@ def shape(error: Exception, prompt_param: str = "messages") -> ErrorShape:
     match error:
         case UnknownModel():
             return ErrorShape(404, text, param="model", code="model_not_found")
+        case ModelTooLarge():
+            return ErrorShape(503, text, type="server_error", code="model_too_large", headers=FINAL)
+        case ModelsBusy():
+            headers = {"retry-after": BUSY_RETRY_AFTER}
+            return ErrorShape(503, text, type="server_error", code="models_busy", headers=headers)
+        case FailedLately():
+            headers = {"retry-after": str(math.ceil(error.retry_in_s))}
+            code = "model_load_failed"
+            return ErrorShape(503, text, type="server_error", code=code, headers=headers)
         case ModelLoadFailed() | NoModel():
             return ErrorShape(503, text, type="server_error", code="model_load_failed")
         case QueueFull():

@@ -21,7 +21,8 @@ from openai_local.api.prompts import text_of
 from openai_local.api.timings import with_progress, with_timings
 from openai_local.api.types.infill import ExtraFile, InfillRequest
 from openai_local.engine import Finished, PromptProgress, TextDelta, TokenLogprob
-from openai_local.models.registry import LoadedModel, Registry
+from openai_local.models.loads import LoadedModel
+from openai_local.models.session import Session
 from openai_local.routes.host import unless_left
 from openai_local.routes.request import read
 from openai_local.routes.services import Services
@@ -46,7 +47,7 @@ SNIPPET = "\n\n--- snippet ---\n\n"
 
 async def create(services: Services, request: Request) -> ASGIApp:
     body = await read(request, InfillRequest, REFUSED, services.settings.max_body_bytes)
-    start = await unless_left(request.receive, lambda: _plan(services.registry, body))
+    start = await unless_left(request.receive, lambda: _plan(services.models, body))
     answer, choices = start()
     if body.stream:
         return EventStream(_events(answer, choices), choices.cancel, done=b"")
@@ -56,10 +57,10 @@ async def create(services: Services, request: Request) -> ASGIApp:
         choices.cancel()
 
 
-async def _plan(models: Registry, body: InfillRequest) -> Callable[[], tuple[_Answer, Choices]]:
+async def _plan(models: Session, body: InfillRequest) -> Callable[[], tuple[_Answer, Choices]]:
     check_infill(body)
     asked = asked_for(body)
-    model = await models.get(body.model or models.default_id)
+    model = await models.get(body.model or models.default_id, "chat")
     prompt = await off_loop(_size(body), lambda: _prompt(body, model))
     biases = await read_biases(body, model.engine)
     more: dict[str, Any] = {"timings": True}

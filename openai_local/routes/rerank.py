@@ -16,5 +16,5 @@ from openai_local.routes.services import Services
 
 async def create(services: Services, request: Request) -> ASGIApp:
     body = await read(request, RerankRequest, REFUSED, services.settings.max_body_bytes)
-    answer = await unless_left(request.receive, lambda: rank(services.registry, body))
+    answer = await unless_left(request.receive, lambda: rank(services.models, body))
     return Response(to_json(answer), media_type="application/json")

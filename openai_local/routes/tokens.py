@@ -18,12 +18,12 @@ from openai_local.routes.services import Services
 
 async def tokenize(services: Services, request: Request) -> ASGIApp:
     body = await read(request, TokenizeRequest, REFUSED, services.settings.max_body_bytes)
-    found = await unless_left(request.receive, lambda: tokens.tokenize(services.registry, body))
+    found = await unless_left(request.receive, lambda: tokens.tokenize(services.models, body))
     content = await off_loop(len(found), lambda: to_json({"tokens": found}))
     return Response(content, media_type="application/json")
 
 
 async def detokenize(services: Services, request: Request) -> ASGIApp:
     body = await read(request, DetokenizeRequest, REFUSED, services.settings.max_body_bytes)
-    text = await unless_left(request.receive, lambda: tokens.detokenize(services.registry, body))
+    text = await unless_left(request.receive, lambda: tokens.detokenize(services.models, body))
     return Response(to_json({"content": text}), media_type="application/json")

@@ -31,11 +31,21 @@ class Health(Sent):
     status: Literal["ok"]
 
 
+class ModelStatus(Sent):
+    """``progress`` of its download or load is from 0 to 1."""
+
+    value: Literal["unloaded", "waiting", "downloading", "loading", "loaded", "unloading", "failed"]
+    progress: float
+    error: str = ""
+
+
 class Model(Sent):
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
+    aliases: list[str]
+    status: ModelStatus
 
 
 class Models(Sent):
