@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     from openai_local.engine import EngineConfig, EngineError
     from openai_local.inprocess.engine import Engine
     from openai_local.inprocess.sync_engine import SyncEngine
+    from openai_local.middleware import Middleware
     from openai_local.models.errors import UnknownModel
+    from openai_local.routes.auth import Authorize
 
 __version__ = "0.1.0"
 
@@ -46,6 +48,7 @@ __all__ = [
     "Engine",
     "EngineConfig",
     "EngineError",
+    "Middleware",
     "RequestError",
     "Settings",
     "SyncEngine",
@@ -62,6 +65,7 @@ _ROOMS = {
     "Engine": "openai_local.inprocess.engine",
     "EngineConfig": "openai_local.engine",
     "EngineError": "openai_local.engine",
+    "Middleware": "openai_local.middleware",
     "RequestError": "openai_local.api.errors",
     "Settings": "openai_local.config",
     "SyncEngine": "openai_local.inprocess.sync_engine",
@@ -69,12 +73,18 @@ _ROOMS = {
 }
 
 
-def app(model: str | Path | None = None, **options: Any) -> Application:
+def app(
+    model: str | Path | None = None, *, authorize: Authorize | None = None, **options: Any
+) -> Application:
     """An ASGI application with the OpenAI routes, to mount at any prefix or to serve by itself.
 
     ``model`` is the path of a GGUF file; without one, the setting ``OPENAI_LOCAL_MODEL`` or the
     packaged SmolLM2 is used. ``options`` are the fields of :class:`Settings`; each may also come
     from the environment as ``OPENAI_LOCAL_<NAME>``, and an argument wins.
+
+    ``authorize`` is the host's: a function, async or not, that is called with each Starlette
+    ``Request`` that would need a key. It lets the request in by returning; it returns False, or
+    raises Starlette's (or FastAPI's) ``HTTPException``, to answer with that status.
 
     Nothing is loaded here: the model loads at the first request that needs it, or when the host
     runs the application's ``lifespan``.
@@ -86,7 +96,7 @@ def app(model: str | Path | None = None, **options: Any) -> Application:
 
     if model is not None:
         options["model"] = model
-    return Application(load_settings(**options))
+    return Application(load_settings(**options), authorize=authorize)
 
 
 def client(

@@ -251,7 +251,8 @@ def test_an_output_that_is_cut_off_loses_nothing_of_a_call_begun(
 ) -> None:
     whole = parse(text, tool_format=found, prompt=start_of(found))
     for end in range(len(text)):
-        message = parse_in_all_ways(text[:end], tool_format=found, prompt=start_of(found))
+        message = parse(text[:end], tool_format=found, prompt=start_of(found))
+        assert parse(list(text[:end]), tool_format=found, prompt=start_of(found)) == message
         for call, (name, arguments) in zip(message.calls, whole.calls, strict=False):
             assert call[0] == name
             same = os.path.commonprefix([call[1], arguments])

@@ -48,7 +48,7 @@ def anyio_backend() -> str:
 
 @asynccontextmanager
 async def client_of(model: Path) -> AsyncIterator[openai.AsyncOpenAI]:
-    app = openai_local.app(model, model_id="smollm2", n_ctx=2048, n_parallel=4)
+    app = openai_local.app(model, model_id="smollm2", n_ctx=2048, n_parallel=12)
     async with app.lifespan():
         transport = httpx.ASGITransport(app, raise_app_exceptions=True)
         http = httpx.AsyncClient(transport=transport)

@@ -18,6 +18,8 @@ def test_every_example_has_a_test() -> None:
     tested = {"fastapi_app", "starlette_app", "standalone", "engine_without_http"}
     tested |= {"fastapi_openapi", "fastapi_chat", "engine_chat", "script"}
     tested |= {"test_fastapi_chat"}  # in test_testing.py: it needs no weights
+    # Without a model, in test_host_frameworks.py.
+    tested |= {"asgi_app", "fastapi_auth", "litestar_app", "quart_app"}
     assert {path.stem for path in EXAMPLES.glob("*.py")} == tested
 
 

@@ -119,5 +119,10 @@ def test_the_models_know_no_http() -> None:
             assert tops(module).isdisjoint(WEB), module
 
 
-def test_the_command_line_alone_knows_a_server() -> None:
-    assert importers("uvicorn") == importers("typer") == {"openai_local.cli"}
+def test_the_command_line_alone_knows_a_server_and_a_terminal() -> None:
+    room = "openai_local.cli."
+    for library in ("uvicorn", "typer", "rich", "httpx"):
+        assert all((name + ".").startswith(room) for name in importers(library)), library
+    assert importers("uvicorn") == {"openai_local.cli.server"}
+    assert importers("typer", "openai_local.cli.diagnosis") == set()
+    assert importers("rich", "openai_local.cli.diagnosis") == set()

@@ -215,7 +215,8 @@ Event = Output | Failed
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What is known of a loaded model. Sizes are in tokens, ``n_params`` in weights.
+    """What is known of a loaded model. Sizes are in tokens, ``n_params`` in weights, ``n_bytes_``
+    in bytes. ``n_gpu_layers`` of ``n_layers`` are on a GPU.
 
     One that ``can_rank`` gives a score to a query and a document together, and no vectors; its
     ``rerank_template`` has ``{query}`` and ``{document}`` in it.
@@ -236,3 +237,7 @@ class ModelInfo:
     sampling_defaults: Mapping[str, float]
     can_rank: bool = False
     rerank_template: str | None = None
+    n_layers: int = 0
+    n_gpu_layers: int = 0
+    n_bytes_weights: int = 0
+    n_bytes_kv: int = 0

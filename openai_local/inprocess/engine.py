@@ -198,6 +198,7 @@ class Engine:
 
     @property
     def _models(self) -> Registry:
+        self._local.check_process()
         return self._local.registry
 
     def _session(self) -> Session:

@@ -62,11 +62,7 @@ def _html(needs_key: bool, server: str) -> bytes:
 
 def _base(request: Request, path: str) -> str:
     """Where the application is mounted, as its clients see it."""
-    root, full = request.scope.get("root_path", ""), request.scope["path"]
-    # Some hosts cut the prefix off the path, others do not.
-    if not full.startswith(root + "/"):
-        full = root + full
-    return full.removesuffix(path) or "/"
+    return str(request.scope["path"]).removesuffix(path) or "/"
 
 
 def _page(whole: Json) -> str:

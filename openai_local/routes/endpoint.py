@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from openai_local.routes.auth import check_key
+from openai_local.routes.auth import check_host, check_key
 from openai_local.routes.errors import ErrorShape, shape
 from openai_local.routes.host import ClientLeft
 from openai_local.routes.services import Services
@@ -52,6 +52,7 @@ class Endpoint:
         try:
             if self.needs_key:
                 check_key(request, services.settings.api_key)
+                await check_host(request, services.authorize)
             return await self.handle(services, request)
         except ClientLeft:
             return Response(status_code=499)

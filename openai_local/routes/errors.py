@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
@@ -102,6 +103,8 @@ def shape(error: Exception, prompt_param: str = "messages") -> ErrorShape:
         case EngineError():
             return ErrorShape(500, text, type="server_error", code="engine_error")
         case HTTPException():
-            return ErrorShape(error.status_code, error.detail)
+            # FastAPI's has a detail of any type.
+            text = error.detail if isinstance(error.detail, str) else to_json(error.detail).decode()
+            return ErrorShape(error.status_code, text, headers=error.headers or {})
         case _:
             return ErrorShape(500, "internal error", type="server_error")

@@ -87,7 +87,8 @@ class FakeModel:
             update={"model": FILE, "model_id": local.registry.default_id}
         )
         own = dict(vars(local))
-        vars(local).update(vars(Application(settings, self.open)))
+        local.settings, local._open_engine = settings, self.open
+        local._open()
         try:
             yield self
         finally:
