@@ -328,6 +328,23 @@ def test_app(openai_local_app):
 """
 
 
+READMES_HOST = """
+from fastapi import FastAPI
+from fastapi.responses import PlainTextResponse
+
+import openai_local
+
+local = openai_local.app("no-such-file.gguf")
+app = FastAPI(lifespan=local.lifespan)
+
+
+@app.get("/ask")
+async def ask(q: str) -> PlainTextResponse:
+    answer = await local.engine.chat(f"How is the weather in {q}?")
+    return PlainTextResponse(answer.text)
+"""
+
+
 def run_pytest(*arguments: str, cwd: Path) -> None:
     root = Path(openai_local.__file__).parent.parent
     command = [sys.executable, "-m", "pytest", "-q", "-p", "openai_local.pytest_plugin", *arguments]
@@ -348,3 +365,12 @@ def test_the_example_of_a_hosts_tests() -> None:
     examples = Path(__file__).parent.parent / "examples"
     alone = ("-c", "/dev/null", "--rootdir", str(examples.parent))
     run_pytest(*alone, "examples/test_fastapi_chat.py", cwd=examples.parent)
+
+
+def test_the_readmes_test_of_a_host(tmp_path: Path) -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    code = readme.split("## Testing your host")[1].split("```python\n")[1].split("```")[0]
+    (tmp_path / "myproject").mkdir()
+    (tmp_path / "myproject" / "main.py").write_text(READMES_HOST)
+    (tmp_path / "test_host.py").write_text(code)
+    run_pytest("test_host.py", "-o", f"pythonpath={tmp_path}", cwd=tmp_path)
