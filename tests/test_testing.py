@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import jsonschema
 import openai
 import pytest
@@ -269,6 +270,22 @@ def test_the_application_of_a_host_answers_by_it_and_then_no_more() -> None:
         assert local.engine._local is engine._local is local
     client = TestClient(host)
     assert client.post("/v1/chat/completions", json=body, headers=headers).status_code == 503
+
+
+def test_all_models_of_a_host_answer_by_it_under_their_own_names() -> None:
+    model = FakeModel("From the fake.")
+    tables = {"small": "no-such.gguf", "other": {"path": "hf:no/such", "alias": ["o"]}}
+    for local, names in (
+        (openai_local.app(models=tables), {"small", "other"}),
+        (openai_local.app("hf:no/such:Q4_0", embedding_model="vectors.gguf"), None),
+        (openai_local.app(), {"smollm2-135m-instruct"}),
+    ):
+        own = set(anyio.run(local.engine.models))
+        with model.serving(local), openai_local.sync_client(local) as client:
+            listed = {found.id for found in client.models.list()}
+            assert listed == own and (names is None or listed == names)
+            for id in listed:
+                assert chat(client, model=id).choices[0].message.content == "From the fake."
 
 
 def test_words_are_all_of_a_text() -> None:

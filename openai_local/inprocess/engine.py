@@ -95,6 +95,10 @@ class Engine:
             await self._life.aclose()
             await self._local.aclose()
 
+    async def models(self) -> list[str]:
+        """The names of the models that there are, loaded or not."""
+        return [spec.id for spec in await self._models.models()]
+
     async def chat(
         self, messages: Messages, **parameters: Unpack[ChatParameters]
     ) -> ChatCompletion:

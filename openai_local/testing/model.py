@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from openai_local.application import Application
-from openai_local.config import load_settings
+from openai_local.config import Settings, load_settings
 from openai_local.engine import (
     DeadlineExceeded,
     Engine,
@@ -25,6 +25,8 @@ from openai_local.engine import (
     StepFailed,
 )
 from openai_local.engine.backend import Vocabulary
+from openai_local.models.files import SMOLLM2_ID
+from openai_local.models.sources import default_id
 from openai_local.testing.backend import FakeBackend
 from openai_local.testing.draw import PieceVocabulary, ScriptedDraw, fails
 from openai_local.testing.script import END, START, TEMPLATE, FakeRequest, Reply, read
@@ -83,11 +85,8 @@ class FakeModel:
     @contextmanager
     def serving(self, local: Application) -> Iterator[FakeModel]:
         """Within it, ``local`` has this model in place of all of its own, by their names."""
-        settings = local.settings.model_copy(
-            update={"model": FILE, "model_id": local.registry.default_id}
-        )
         own = dict(vars(local))
-        local.settings, local._open_engine = settings, self.open
+        local.settings, local._open_engine = _without_files(local.settings), self.open
         local._open()
         try:
             yield self
@@ -104,11 +103,15 @@ class FakeModel:
 
     def open(self, config: EngineConfig) -> Engine:
         """An engine on this model, as an application opens them."""
-        engine = _FakeEngine(self, config, open_backend=lambda config, stopping: _FakeBackend(self))
+        engine = _FakeEngine(
+            self,
+            config,
+            open_backend=lambda config, stopping: _FakeBackend(self, self._n_ctx, self._n_parallel),
+        )
         self._engines.append(engine)
         return engine
 
-    def take(self, request: FakeRequest, *, may_call: bool) -> int:
+    def _take(self, request: FakeRequest, *, may_call: bool) -> int:
         """The number of the reply that ``request`` gets. Raises the error that it gets instead."""
         with self._lock:
             self.requests.append(request)
@@ -121,7 +124,11 @@ class FakeModel:
         self._due[number] = reply, request
         return number
 
-    def draw(self, vocabulary: PieceVocabulary, number: int) -> ScriptedDraw:
+    def _drop(self, number: int) -> None:
+        """Nobody waits for that reply."""
+        self._due.pop(number, None)
+
+    def _draw(self, vocabulary: PieceVocabulary, number: int) -> ScriptedDraw:
         """What says that reply."""
         reply, request = self._due.pop(number)
         return ScriptedDraw(
@@ -147,25 +154,20 @@ class FakeModel:
             self._n_said += 1
         return Reply(said) if isinstance(said, str) else said
 
-    @property
-    def shape(self) -> dict[str, Any]:
-        """Of the backend."""
-        return {"n_ctx": self._n_ctx, "n_slots": self._n_parallel, "n_batch": 2048}
-
 
 class _FakeBackend(FakeBackend):
     """Makes no logits: its draws know what comes."""
 
-    def __init__(self, model: FakeModel) -> None:
+    def __init__(self, model: FakeModel, n_ctx: int, n_parallel: int) -> None:
         super().__init__(
-            **model.shape, next_token=None, chat_template=TEMPLATE,
+            n_ctx=n_ctx, n_slots=n_parallel, n_batch=2048, next_token=None, chat_template=TEMPLATE,
             vocabulary=PieceVocabulary((START, END), (END,)),
         )  # fmt: skip
         self._model = model
 
     def draw(self, sampling: SamplingParams, seed: int, prompt: Sequence[int]) -> ScriptedDraw:
         assert isinstance(self.vocabulary, PieceVocabulary)
-        return self._model.draw(self.vocabulary, seed)
+        return self._model._draw(self.vocabulary, seed)
 
 
 class _FakeEngine(Engine):
@@ -179,12 +181,30 @@ class _FakeEngine(Engine):
         self.check_prompt(request.prompt_tokens)
         asked = request.sampling
         parts = list(_parts(request.prompt_tokens, self.vocabulary))
-        number = self._model.take(read(parts), may_call=request.constraint is not None)
+        number = self._model._take(read(parts), may_call=request.constraint is not None)
         sampling = SamplingParams(
             seed=number, logit_bias=asked.logit_bias, ignore_eos=asked.ignore_eos,
             min_tokens=asked.min_tokens,
         )  # fmt: skip
-        return super().submit(replace(request, sampling=sampling))
+        try:
+            return super().submit(replace(request, sampling=sampling))
+        except BaseException:
+            self._model._drop(number)
+            raise
+
+
+def _without_files(settings: Settings) -> Settings:
+    """With models of the same names, none of which is looked for."""
+    update: dict[str, Any] = {}
+    if settings.model is not None or not (settings.models or settings.models_dir):
+        known = SMOLLM2_ID if settings.model is None else default_id(settings.model)
+        update |= {"model": FILE, "model_id": settings.model_id or known}
+    if settings.embedding_model is not None:
+        known = settings.embedding_model_id or default_id(settings.embedding_model)
+        update |= {"embedding_model": FILE, "embedding_model_id": known}
+    tables = settings.models.items()
+    update["models"] = {name: table.model_copy(update={"path": FILE}) for name, table in tables}
+    return settings.model_copy(update=update)
 
 
 def _parts(tokens: Sequence[int], vocabulary: Vocabulary) -> Iterator[str]:
