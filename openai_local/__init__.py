@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from openai_local.inprocess.engine import Engine
     from openai_local.inprocess.sync_engine import SyncEngine
     from openai_local.middleware import Middleware
-    from openai_local.models.registry import UnknownModel
+    from openai_local.models.errors import UnknownModel
     from openai_local.routes.auth import Authorize
 
 __version__ = "0.1.0"
@@ -69,7 +69,7 @@ _ROOMS = {
     "RequestError": "openai_local.api.errors",
     "Settings": "openai_local.config",
     "SyncEngine": "openai_local.inprocess.sync_engine",
-    "UnknownModel": "openai_local.models.registry",
+    "UnknownModel": "openai_local.models.errors",
 }
 
 

@@ -6,7 +6,8 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Router
@@ -23,6 +24,10 @@ from openai_local.routes.host import stopping, unless_stopping
 from openai_local.routes.mount import mounted
 from openai_local.routes.openapi import document
 from openai_local.routes.services import Services
+
+if TYPE_CHECKING:
+    from openai_local.inprocess.engine import Engine as InProcess
+    from openai_local.inprocess.sync_engine import SyncEngine as SyncInProcess
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +77,7 @@ class Application:
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._check_process()
+        self.check_process()
         if scope["type"] == "lifespan":
             await lifespan.run(self.lifespan(), scope, receive, send)
         else:
@@ -88,7 +93,7 @@ class Application:
         the host from starting. May be entered again after its end. Unless ``warm``, the model is
         left to the first request.
         """
-        self._check_process()
+        self.check_process()
         self.registry.open()
         try:
             if warm:
@@ -96,6 +101,20 @@ class Application:
             yield
         finally:
             await self.aclose()
+
+    @cached_property
+    def engine(self) -> InProcess:
+        """The application's models for Python code, on any event loop."""
+        from openai_local.inprocess.engine import Engine
+
+        return Engine.of(self)
+
+    @cached_property
+    def sync_engine(self) -> SyncInProcess:
+        """The same for code without an event loop, by one thread for all that use it."""
+        from openai_local.inprocess.sync_engine import SyncEngine
+
+        return SyncEngine.of(self)
 
     async def _load(self) -> None:
         try:
@@ -110,11 +129,14 @@ class Application:
 
     async def aclose(self) -> None:
         """Stop all engines and free all models; whoever waits gets an error. Safe to repeat."""
-        self._check_process()
+        self.check_process()
         await self.registry.aclose()
 
-    def _check_process(self) -> None:
-        """After a fork no thread of the parent's is here, and its locks may be held for ever."""
+    def check_process(self) -> None:
+        """Before anybody uses the registry.
+
+        After a fork no thread of the parent's is here, and its locks may be held for ever.
+        """
         if self._pid != os.getpid():
             logger.info("forked from %d: models are loaded again in this process", self._pid)
             self._open()

@@ -50,6 +50,7 @@ def test_everything_that_the_engine_does_without_a_loop() -> None:
     with engine_of(FakeBackend(next_token=spelling("hello"))) as engine:
         assert engine.chat("hi", temperature=0).text == "hello"
         assert "".join(chunk.text for chunk in engine.stream_chat("hi", temperature=0)) == "hello"
+        assert engine.models() == [MODEL]
         assert engine.tokenize("hi") == [104, 105]
         assert engine.detokenize([104, 105]) == "hi"
         assert engine.embed("hi").shape == (1, 8)

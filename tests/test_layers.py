@@ -100,6 +100,12 @@ def test_python_goes_past_the_routes() -> None:
     assert importers(room) - importers(room, room) == {"openai_local"}
 
 
+def test_the_kit_for_tests_is_used_by_nothing_else() -> None:
+    room = "openai_local.testing"
+    assert importers(room) - importers(room, room) == {"openai_local.pytest_plugin"}
+    assert importers("pytest") == {"openai_local.pytest_plugin"}
+
+
 def test_the_chat_language_knows_neither_http_nor_tokens() -> None:
     assert tops("openai_local.chat_template").isdisjoint(WEB | LOOPS)
     assert importers("openai_local.engine") & {"openai_local.chat_template"} == set()

@@ -23,7 +23,7 @@ from openai_local.engine import (
     InvalidConstraint,
     ThoughtLimit,
 )
-from openai_local.models.registry import LoadedModel
+from openai_local.models.loads import LoadedModel
 from openai_local.reasoning_format import ReasoningFormat, Thought, reasoning_kwargs
 from openai_local.tool_formats import SchemaUnsupported, ToolFormat
 

@@ -11,6 +11,7 @@ from openai_local.engine import (
     PromptTooLong,
     Unsupported,
 )
+from openai_local.models.errors import WrongUse
 
 
 class RequestError(Exception):
@@ -42,6 +43,6 @@ def named(error: Exception, prompt_param: str) -> RequestError | None:
             return RequestError(text, code="invalid_value")
         case EmptyPrompt() | InvalidToken() | TemplateError():
             return RequestError(text, param=prompt_param, code="invalid_value")
-        case Unsupported():
+        case Unsupported() | WrongUse():
             return RequestError(text, param="model", code="unsupported_model")
     return None

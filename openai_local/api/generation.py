@@ -17,7 +17,7 @@ from openai_local.api.types.generation import GenerationBody
 from openai_local.chat_template import RenderedPrompt
 from openai_local.engine import Engine, Finished, Generation, GenerationRequest, Output, Usage
 from openai_local.engine.bridge import Signal
-from openai_local.models.registry import LoadedModel
+from openai_local.models.loads import LoadedModel
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ from openai_local.api.errors import RequestError
 from openai_local.api.generation import off_loop, tokenize_all
 from openai_local.api.types.completions import CompletionRequest
 from openai_local.engine.backend import Vocabulary
-from openai_local.models.registry import LoadedModel
+from openai_local.models.loads import LoadedModel
 
 # The specification's default prompt, in models that have such a token.
 END_OF_TEXT = "<|endoftext|>"

@@ -16,7 +16,7 @@ from openai_local.api.errors import RequestError
 from openai_local.api.generation import off_loop
 from openai_local.api.types.rerank import RerankRequest
 from openai_local.engine import Engine
-from openai_local.models.registry import LoadedModel
+from openai_local.models.loads import LoadedModel
 from openai_local.models.session import Session
 
 REFUSED: Refused = {}

@@ -95,12 +95,16 @@ class Engine:
             await self._life.aclose()
             await self._local.aclose()
 
+    async def models(self) -> list[str]:
+        """The names of the models that there are, loaded or not."""
+        return [spec.id for spec in await self._models.models()]
+
     async def chat(
         self, messages: Messages, **parameters: Unpack[ChatParameters]
     ) -> ChatCompletion:
         """The model's answer to ``messages``, of which one text is what the user says."""
         request = self._chat(messages, parameters)
-        with refusals("messages"), Session(self._models) as models:
+        with refusals("messages"), self._session() as models:
             answer = await whole(lambda: chat_completions.plan(models, request))
         return ChatCompletion.model_validate(answer)
 
@@ -109,10 +113,9 @@ class Engine:
     ) -> Stream[ChatCompletionChunk]:
         """As :meth:`chat`, in chunks as they come."""
         request = self._chat(messages, parameters, stream=True)
-        models = Session(self._models)
         return Stream(
-            models,
-            lambda: chat_completions.plan(models, request),
+            self._session(),
+            lambda models: chat_completions.plan(models, request),
             request.stream_options,
             ChatCompletionChunk,
             "messages",
@@ -126,7 +129,7 @@ class Engine:
         Without ``max_tokens`` by 16 tokens, as the specification has it.
         """
         request = self._completion(prompt, parameters)
-        with refusals("prompt"), Session(self._models) as models:
+        with refusals("prompt"), self._session() as models:
             answer = await whole(lambda: completions.plan(models, request))
         return Completion.model_validate(answer)
 
@@ -135,10 +138,9 @@ class Engine:
     ) -> Stream[CompletionChunk]:
         """As :meth:`complete`, in chunks as they come."""
         request = self._completion(prompt, parameters, stream=True)
-        models = Session(self._models)
         return Stream(
-            models,
-            lambda: completions.plan(models, request),
+            self._session(),
+            lambda models: completions.plan(models, request),
             request.stream_options,
             CompletionChunk,
             "prompt",
@@ -151,7 +153,7 @@ class Engine:
         model = model or self._models.embedding_id
         given = body({"dimensions": dimensions}, input=texts, model=model)
         request = parse(given, EmbeddingRequest, embeddings.REFUSED)
-        with refusals("input"), Session(self._models) as models:
+        with refusals("input"), self._session() as models:
             return (await embeddings.embed(models, request)).rows
 
     async def rerank(
@@ -167,7 +169,7 @@ class Engine:
         more = {"model": model, "top_n": top_n, "return_documents": return_documents}
         given = body(more, query=query, documents=documents)
         request = parse(given, RerankRequest, rerank.REFUSED)
-        with refusals("documents"), Session(self._models) as models:
+        with refusals("documents"), self._session() as models:
             return Ranking.model_validate(await rerank.rank(models, request))
 
     async def tokenize(
@@ -182,25 +184,29 @@ class Engine:
         given = body({"model": model}, content=text, add_special=add_special)
         given["parse_special"] = parse_special
         request = parse(given, TokenizeRequest, tokens.REFUSED)
-        with refusals("text"), Session(self._models) as models:
+        with refusals("text"), self._session() as models:
             return await tokens.tokenize(models, request)
 
     async def detokenize(self, ids: Sequence[int], *, model: str | None = None) -> str:
         """The text of token ids, control tokens as they are written."""
         request = parse(body({"model": model}, tokens=ids), DetokenizeRequest, tokens.REFUSED)
-        with refusals("tokens"), Session(self._models) as models:
+        with refusals("tokens"), self._session() as models:
             return await tokens.detokenize(models, request)
 
     async def apply_template(self, messages: Messages, **parameters: Unpack[ChatParameters]) -> str:
         """The prompt that :meth:`chat` would give to the model."""
         given = body(parameters, messages=_messages(messages))
         request = parse(given, TemplateRequest, chat_completions.REFUSED)
-        with refusals("messages"), Session(self._models) as models:
+        with refusals("messages"), self._session() as models:
             return await chat_completions.prompt_of(models, request)
 
     @property
     def _models(self) -> Registry:
+        self._local.check_process()
         return self._local.registry
+
+    def _session(self) -> Session:
+        return Session(self._models)
 
     def _chat(
         self, messages: Messages, parameters: Mapping[str, Any], stream: bool = False

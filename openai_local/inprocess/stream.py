@@ -38,14 +38,14 @@ class Stream(Generic[Chunk]):
     def __init__(
         self,
         models: Session,
-        plan: Callable[[], Awaitable[Start]],
+        plan: Callable[[Session], Awaitable[Start]],
         options: StreamOptions | None,
         chunk_type: type[Chunk],
         prompt_param: str,
     ) -> None:
-        """``models`` is what ``plan`` has its model of: it is closed at the end."""
+        """``models`` are held until its end."""
         self._models = models
-        self._plan: Callable[[], Awaitable[Start]] | None = plan
+        self._plan: Callable[[Session], Awaitable[Start]] | None = plan
         self._options = options
         self._chunk_type = chunk_type
         self._prompt_param = prompt_param
@@ -67,7 +67,7 @@ class Stream(Generic[Chunk]):
     async def _next(self) -> dict[str, Any]:
         plan, self._plan = self._plan, None
         if plan is not None:
-            self._completion = (await plan())()
+            self._completion = (await plan(self._models))()
             self._chunks = self._completion.streamed(self._options)
         if self._chunks is None:
             raise StopAsyncIteration

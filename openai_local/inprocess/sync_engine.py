@@ -73,6 +73,10 @@ class SyncEngine:
         self._portal.call(self._engine.aclose)
         self._portal.close()
 
+    def models(self) -> list[str]:
+        """The names of the models that there are, loaded or not."""
+        return self._portal.call(self._engine.models)
+
     def chat(self, messages: Messages, **parameters: Unpack[ChatParameters]) -> ChatCompletion:
         """The model's answer to ``messages``, of which one text is what the user says."""
         return self._portal.call(lambda: self._engine.chat(messages, **parameters))

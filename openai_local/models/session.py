@@ -33,7 +33,7 @@ class Session:
         self.close()
 
     def close(self) -> None:
-        """Give back what it holds. Safe to repeat, and from any thread."""
+        """Hold nothing any more. Safe to repeat, from any thread."""
         self._held.close()
 
     @property

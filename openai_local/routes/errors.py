@@ -24,7 +24,6 @@ from openai_local.models.errors import (
     ModelsBusy,
     ModelTooLarge,
     UnknownModel,
-    WrongUse,
 )
 from openai_local.models.files import NoModel
 
@@ -84,8 +83,6 @@ def shape(error: Exception, prompt_param: str = "messages") -> ErrorShape:
     match error:
         case UnknownModel():
             return ErrorShape(404, text, param="model", code="model_not_found")
-        case WrongUse():
-            return ErrorShape(400, text, param="model", code="unsupported_model")
         case ModelTooLarge():
             return ErrorShape(503, text, type="server_error", code="model_too_large", headers=FINAL)
         case ModelsBusy():

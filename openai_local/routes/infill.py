@@ -21,7 +21,7 @@ from openai_local.api.prompts import text_of
 from openai_local.api.timings import with_progress, with_timings
 from openai_local.api.types.infill import ExtraFile, InfillRequest
 from openai_local.engine import Finished, PromptProgress, TextDelta, TokenLogprob
-from openai_local.models.registry import LoadedModel
+from openai_local.models.loads import LoadedModel
 from openai_local.models.session import Session
 from openai_local.routes.host import unless_left
 from openai_local.routes.request import read
