@@ -294,6 +294,19 @@ async def test_the_sampled_token_is_told_beside_the_alternatives() -> None:
 # Labels
 
 
+async def test_a_retention_in_memory_keeps_a_prompt_from_the_disk() -> None:
+    backend = FakeBackend()
+    async with serving(backend) as client:
+        cached = [
+            (await client.post(CHAT, json=chat(prompt_cache_retention=kept))).json()["usage"][
+                "prompt_tokens_details"
+            ]["cached_tokens"]
+            for kept in ("in_memory", "in_memory", "24h", None)
+        ]
+    # What may go to the disk and what may not are not one.
+    assert cached[0] == cached[2] == 0 < cached[1] == cached[3]
+
+
 async def test_labels_are_taken_and_echoed_where_the_specification_does() -> None:
     labels = {
         "user": "ann", "safety_identifier": "s", "metadata": {"a": "b"}, "store": False,
