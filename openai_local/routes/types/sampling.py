@@ -83,7 +83,8 @@ class SamplingBody(Body):
     xtc_threshold: Share | None = None
     dynatemp_range: Annotated[float, Field(ge=0, le=100)] | None = None
     dynatemp_exponent: Annotated[float, Field(ge=0, le=100)] | None = None
-    mirostat: Literal[0, 1, 2] | None = None
+    # A literal 1 would take true, too.
+    mirostat: Annotated[int, Field(ge=0, le=2)] | None = None
     mirostat_tau: Annotated[float, Field(ge=0, le=100)] | None = None
     mirostat_eta: Share | None = None
     repeat_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
