@@ -63,8 +63,9 @@ class Application:
         self._pid = os.getpid()
 
     def _build_routes(self) -> ASGIApp:
-        services = Services(self.registry, self.settings, self._authorize)
-        router = Router(routes.build(services), redirect_slashes=False, default=not_found)
+        services = Services(self.registry, self.settings)
+        rows = routes.build(services, self._authorize)
+        router = Router(rows, redirect_slashes=False, default=not_found)
         if not self.settings.cors_origins:
             return router
         return CORSMiddleware(

@@ -18,11 +18,12 @@ from inspect import iscoroutinefunction
 from io import BytesIO
 from typing import Any
 
-from asgiref.sync import sync_to_async
+from asgiref.sync import ThreadSensitiveContext, sync_to_async
 from django.conf import settings
 from django.core.asgi import get_asgi_application as _django_application
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
 from django.core.handlers.asgi import ASGIRequest
+from django.db import close_old_connections
 from django.http import HttpRequest, HttpResponse
 from django.middleware.csrf import CsrfViewMiddleware
 from django.utils.module_loading import import_string
@@ -118,14 +119,20 @@ def _authorize(auth: Auth | str | None) -> Authorize | None:
     if auth is None:
         return None
     check: Auth = import_string(auth) if isinstance(auth, str) else auth
-    # Sessions and users come from the database, which Django keeps off the event loop.
-    checked = check if iscoroutinefunction(check) else sync_to_async(check)
 
     async def authorize(request: Request) -> bool:
-        try:
-            return bool(await checked(_django_request(request)))
-        except PermissionDenied as error:
-            raise HTTPException(403, str(error) or "Forbidden.") from None
+        theirs = _django_request(request)
+        # As Django's handler has it: a thread of its own for the request's database connections,
+        # which are closed at its end.
+        async with ThreadSensitiveContext():
+            try:
+                if iscoroutinefunction(check):
+                    return bool(await check(theirs))
+                return bool(await sync_to_async(check)(theirs))
+            except PermissionDenied as error:
+                raise HTTPException(403, str(error) or "Forbidden.") from None
+            finally:
+                await sync_to_async(close_old_connections)()
 
     return authorize
 

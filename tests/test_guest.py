@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import threading
+import tracemalloc
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ import anyio
 import pytest
 from clients import MESSAGES, MODEL, OpenRequest, client_of, events_of
 from fakes import FakeBackend, fake_app
-from hosts import check, faked
+from hosts import ENDLESS, check, faked
 from servers import engine_threads, environment, process, serve
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -291,6 +292,41 @@ async def test_many_lives_leave_no_thread_and_no_engine() -> None:
     assert len(engines) == 25
     gc.collect()
     assert [engine for engine in engines if engine() is not None] == []
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_an_open_stream_takes_kilobytes() -> None:
+    local = Application(
+        fake_app(max_waiting=1000).settings,
+        lambda config: Engine(
+            config, open_backend=lambda config, stopping: FakeBackend(n_ctx=9999, step_s=0.01)
+        ),
+    )
+
+    async def open_streams(group: Any, n: int) -> list[OpenRequest]:
+        requests = [OpenRequest(local, "/v1/chat/completions", ENDLESS) for _ in range(n)]
+        for request in requests:
+            group.start_soon(request.run)
+        with anyio.fail_after(30):
+            while not all(request.messages for request in requests):
+                await anyio.sleep(0.01)
+        return requests
+
+    async with anyio.create_task_group() as group:
+        # What the first ones have made is there for all others, and they have all the places.
+        requests = await open_streams(group, 8)
+        tracemalloc.start()
+        try:
+            before, _ = tracemalloc.get_traced_memory()
+            requests += await open_streams(group, 200)
+            after, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        for request in requests:
+            request.leave.set()
+    await local.aclose()
+    assert (after - before) / 200 < 64 << 10
 
 
 FORK = """

@@ -146,6 +146,56 @@ def test_djangos_settings_are_read_in_its_own_way_and_mistakes_named(tmp_path: P
     assert run_python("-c", DJANGO_SETTINGS, cwd=tmp_path) == "denied\n"
 
 
+DJANGO_CONNECTIONS = """
+import asyncio, threading
+import django, httpx
+from django.conf import settings
+
+settings.configure(
+    SECRET_KEY="x",
+    INSTALLED_APPS=["django.contrib.auth", "django.contrib.contenttypes"],
+    DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": "db.sqlite3"}},
+    OPENAI_LOCAL={},
+)
+django.setup()
+from django.db import connection, connections
+from django.test import override_settings
+import openai_local.django as ours
+
+used = []
+both = threading.Barrier(2, timeout=10)
+
+def check(request):
+    connection.cursor().execute("select 1")
+    used.append(connections["default"])
+    both.wait()
+    return True
+
+async def acheck(request):
+    return request.headers["x-name"] == "ada"
+
+async def ask(n, auth, headers={}):
+    with override_settings(OPENAI_LOCAL={"AUTH": auth}):
+        transport = httpx.ASGITransport(ours.app())
+    async with httpx.AsyncClient(transport=transport, base_url="http://host") as client:
+        answers = await asyncio.gather(*(client.get("/models", headers=headers) for _ in range(n)))
+        return [answer.status_code for answer in answers]
+
+assert asyncio.run(ask(2, check)) == [200, 200]
+assert len(set(map(id, used))) == 2
+assert [each.connection for each in used] == [None, None]
+assert asyncio.run(ask(1, acheck, {"x-name": "ada"})) == [200]
+assert asyncio.run(ask(1, acheck, {"x-name": "bob"})) == [401]
+print("closed")
+"""
+
+
+def test_djangos_connections_are_closed_after_each_check_and_checks_do_not_wait(
+    tmp_path: Path,
+) -> None:
+    assert run_python("-c", DJANGO_CONNECTIONS, cwd=tmp_path) == "closed\n"
+
+
 def check_page(client: httpx.Client, csrf: str) -> None:
     """A page of the site, whose browser sends the session's cookie and, where told, the token."""
     assert client.get("/v1/models").status_code == 200

@@ -126,3 +126,8 @@ def test_the_command_line_alone_knows_a_server_and_a_terminal() -> None:
     assert importers("uvicorn") == {"openai_local.cli.server"}
     assert importers("typer", "openai_local.cli.diagnosis") == set()
     assert importers("rich", "openai_local.cli.diagnosis") == set()
+
+
+def test_one_module_knows_django() -> None:
+    assert importers("django") | importers("asgiref") == {"openai_local.django"}
+    assert importers("openai_local.django") == set()

@@ -79,12 +79,13 @@ async def server(app: Any) -> AsyncIterator[Messages]:
     messages = Messages()
     scope = {"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}
     try:
-        async with anyio.create_task_group() as group:
-            group.start_soon(app, scope, messages.receive, messages.send)
-            await messages.into.send({"type": "lifespan.startup"})
-            await messages.until(1)
-            yield messages
-            await messages.into.send({"type": "lifespan.shutdown"})
+        with anyio.fail_after(20):
+            async with anyio.create_task_group() as group:
+                group.start_soon(app, scope, messages.receive, messages.send)
+                await messages.into.send({"type": "lifespan.startup"})
+                await messages.until(1)
+                yield messages
+                await messages.into.send({"type": "lifespan.shutdown"})
     finally:
         messages.close()
 
@@ -269,6 +270,22 @@ async def test_a_host_that_fails_while_it_runs_or_stops_leaves_the_model_till_th
     assert messages.sent[1]["message"] == "much later"
     assert backend.closed
     assert "the host's lifespan failed" in caplog.text
+
+
+@pytest.mark.parametrize("error", [None, ValueError("at the very end")])
+async def test_a_host_that_ends_without_a_word_is_spoken_for(error: Exception | None) -> None:
+    async def host(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": COMPLETE})
+        assert (await receive())["type"] == "lifespan.shutdown"
+        if error is not None:
+            raise error
+
+    backend = FakeBackend()
+    async with server(openai_local.Middleware(host, local=fake_app(backend))) as messages:
+        pass
+    assert messages.types[1:] == [STOPPED if error is None else "lifespan.shutdown.failed"]
+    assert backend.closed
 
 
 @given(st.text("/av1", max_size=6), st.sampled_from(["", "/a", "/v1", "/a/v1"]), st.text("/av1"))

@@ -105,6 +105,7 @@ def shape(error: Exception, prompt_param: str = "messages") -> ErrorShape:
         case HTTPException():
             # FastAPI's has a detail of any type.
             text = error.detail if isinstance(error.detail, str) else to_json(error.detail).decode()
-            return ErrorShape(error.status_code, text, headers=error.headers or {})
+            headers = {name.lower(): value for name, value in (error.headers or {}).items()}
+            return ErrorShape(error.status_code, text, headers=headers)
         case _:
             return ErrorShape(500, "internal error", type="server_error")

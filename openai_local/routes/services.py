@@ -9,24 +9,21 @@ from starlette.requests import Request
 from openai_local.config import Settings, Use
 from openai_local.models.registry import Registry
 from openai_local.models.session import Session
-from openai_local.routes.auth import Authorize
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The application's models and settings, whom the host lets in, and what this request holds
-    of the models."""
+    """The application's models and settings, and what this request holds of the models."""
 
     registry: Registry
     settings: Settings
-    authorize: Authorize | None = None
     models: Session = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "models", Session(self.registry))
 
     def for_request(self) -> Services:
-        return Services(self.registry, self.settings, self.authorize)
+        return Services(self.registry, self.settings)
 
     def named_in_path(self, request: Request, use: Use) -> str:
         """The model of a path before 2022, which named it: the default where it is none of ours."""
