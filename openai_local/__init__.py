@@ -78,7 +78,7 @@ def app(
 ) -> Application:
     """An ASGI application with the OpenAI routes, to mount at any prefix or to serve by itself.
 
-    ``model`` is the path of a GGUF file, ``hf:owner/repo[:quantisation]`` or an https URL, which are
+    ``model`` is the path of a GGUF file, ``hf:owner/repo[:quant]`` or an https URL, which are
     downloaded when the model loads; without one, the setting ``OPENAI_LOCAL_MODEL`` or the
     packaged SmolLM2 is used. ``options`` are the fields of :class:`Settings`; each may also come
     from the environment as ``OPENAI_LOCAL_<NAME>``, and an argument wins.

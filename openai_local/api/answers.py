@@ -71,9 +71,9 @@ class Answer:
             self._n_undecided = 0 if deltas else self._n_undecided + n_tokens
         return self._shaped(deltas)
 
-    def finish(self) -> list[dict[str, Any]]:
-        """What was held back."""
-        return self._shaped(self._parser.finish())
+    def finish(self, reason: str) -> list[dict[str, Any]]:
+        """What was held back, at an end for that reason."""
+        return self._shaped(self._parser.finish(cut=reason == "length"))
 
     def reason(self, reason: str) -> str:
         """Why it ended, in OpenAI's words: those for calls also where one was asked for by name."""

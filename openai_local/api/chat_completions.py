@@ -55,9 +55,11 @@ async def plan(models: Session, body: ChatCompletionRequest) -> Start:
     n = body.n or 1
     more: dict[str, Any] = {
         "cache_salt": body.prompt_cache_key or "",
+        "in_memory": body.prompt_cache_retention == "in_memory",
         "priority": PRIORITIES[body.tier()],
         "visible_tokens": plan.visible,
         "thought": plan.thought,
+        "unstopped": plan.unstopped,
     }
     if plan.bound is not None:
         more["constraint"] = await plan.compiled(model.engine)
@@ -130,7 +132,7 @@ async def _chunks(head: Head, choices: Choices, answers: Sequence[Answer]) -> Ch
             elif isinstance(event, PromptProgress):
                 yield with_progress(head.chunk(_choice(index, {})), event)
             elif isinstance(event, Finished):
-                for delta in answer.finish():
+                for delta in answer.finish(event.reason):
                     yield head.chunk(_choice(index, delta))
                 logprobs = chat_logprobs(held.pop(index, ()))
                 choice = _choice(index, {}, answer.reason(event.reason), logprobs)

@@ -22,6 +22,7 @@ from openai_local.engine import (
     Engine,
     InvalidConstraint,
     ThoughtLimit,
+    UnstoppedText,
 )
 from openai_local.models.loads import LoadedModel
 from openai_local.reasoning_format import ReasoningFormat, Thought, reasoning_kwargs
@@ -55,6 +56,18 @@ class ChatPlan:
         """Whether all of the text is the answer."""
         return self.tool_format is None and self.reasoning is None
 
+    @property
+    def unstopped(self) -> UnstoppedText | None:
+        """Calls: stop strings are of what is said."""
+        if self.tools is None or self.tool_format is None:
+            return None
+        names = [tool["function"]["name"] for tool in self.tools.callable]
+        marks, first = self.tool_format.call_marks(names)
+        if self.reasoning is not None and self.reasoning.end:
+            ends = [self.reasoning.end + space for space in ("", "\n", "\n\n")]
+            marks += tuple(end + mark for end in ends for mark in first)
+        return UnstoppedText(marks, first)
+
     def answer(self) -> Answer:
         """For one choice."""
         tools = self.tools
@@ -85,6 +98,7 @@ async def _guilty(engine: Engine, tools: ToolUse) -> str | None:
     """The tool whose schema alone cannot be compiled either."""
     for tool in tools.callable:
         lark = f"start: %json {json.dumps(tool['function']['parameters'])}"
+        lark = tool.get("lark", lark)
         try:
             await engine.compiled(Constraint("lark", lark))
         except InvalidConstraint:
@@ -141,9 +155,11 @@ async def plan_chat(
         tokens, prompt = tokenize_prompt(model.engine, rendered), rendered.text
         formats = _formats(body, language, tools)
         bound = asked and behind_thought(asked, language, prompt)
+        tool_format, reasoning, visible = formats
         if tools is not None:
             bound = _calls(language, tools, prompt, asked)
-        tool_format, reasoning, visible = formats
+            if asked is not None and tool_format is not None and not tools.required:
+                tool_format = tool_format.beside_answer()
         limit = _limit(body.thought_budget(), language, prompt)
         return ChatPlan(tokens, prompt, bound, asked, tools, tool_format, reasoning, visible, limit)
 
@@ -184,19 +200,22 @@ def _formats(
 def _calls(language: ChatLanguage, tools: ToolUse, prompt: str, asked: Asked | None) -> Asked:
     """The grammar of calls, and of what may be said instead: what is ``asked`` for, or anything."""
     reasoning, format = language.reasoning, language.tool_format
-    if asked is not None and not tools.required and format is not None and format.alone:
-        name = asked.param.partition(".")[0]
-        raise RequestError(  # its grammar would have to tell one JSON object from the other
-            f"The '{name}' parameter cannot be set together with tools that may be called with"
-            " this model, whose calls are JSON objects, too; with 'tool_choice' 'required' it can.",
-            param=name,
-            code="invalid_parameter_combination",
-        )
+    answer = schema_of(asked) if asked is not None else None
+    if asked is not None and answer is not None and format is not None and not tools.required:
+        if (reason := format.refusal_beside(answer)) is not None:
+            name = asked.param.partition(".")[0]
+            raise RequestError(
+                f"The '{name}' parameter cannot be set together with tools that may be called with"
+                f" this model, whose calls are JSON objects, {reason}. With 'tool_choice'"
+                " 'required' it can.",
+                param=name,
+                code="invalid_parameter_combination",
+            )
     thought = reasoning.state(prompt) if reasoning is not None else Thought.NONE
     try:
         grammar = language.grammar(
             tools.callable, required=tools.required, parallel=tools.parallel, thought=thought,
-            answer=schema_of(asked) if asked is not None else None,
+            answer=answer,
         )  # fmt: skip
     except SchemaUnsupported as error:
         param = tools.params.get(error.tool, asked.param if asked else "tools")

@@ -80,11 +80,13 @@ def _plain(message: Message, i: int) -> dict[str, Any]:
 
 def _content(message: Message) -> str:
     content = message.content
-    if content is None:
-        return (isinstance(message, AssistantMessage) and message.refusal) or ""
-    if isinstance(content, str):
-        return content
-    return "\n".join(part.text if isinstance(part, TextPart) else part.refusal for part in content)
+    if content is None or isinstance(content, str):
+        texts = [content or ""]
+    else:
+        texts = [part.text if isinstance(part, TextPart) else part.refusal for part in content]
+    if isinstance(message, AssistantMessage) and message.refusal:
+        texts = [*filter(None, texts), message.refusal]
+    return "\n".join(texts)
 
 
 def _tool_call(call: FunctionToolCall | CustomToolCall, where: str) -> dict[str, Any]:

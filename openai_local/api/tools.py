@@ -26,6 +26,8 @@ class ToolUse:
     """``shown`` are all tools, as templates and tool formats read them; ``callable`` those that
     may be called: of them one must be if ``required``, and several may if ``parallel``.
 
+    Of those, what has ``lark`` is called with a text of that grammar.
+
     ``legacy`` requests want the deprecated shape of calls; ``custom`` names tools whose input is
     text. ``params`` has the path of each tool in the request.
     """
@@ -51,7 +53,7 @@ def read_tools(body: ChatCompletionRequest) -> ToolUse | None:
         if body.tool_choice not in (None, "none", "auto"):
             raise _refusal("tool_choice", "is only allowed when 'tools' are specified")
         return None
-    shown, params, custom = [], dict[str, str](), set[str]()
+    shown, params, custom, grammars = [], dict[str, str](), set[str](), dict[str, str]()
     for i, tool in enumerate(tools):
         where = f"tools.[{i}].{tool.type}"
         definition, name = _definition(tool, where)
@@ -61,13 +63,20 @@ def read_tools(body: ChatCompletionRequest) -> ToolUse | None:
         shown.append(definition)
         if isinstance(tool, CustomTool):
             custom.add(name)
+            input = tool.custom.format
+            if isinstance(input, GrammarInput) and input.grammar.syntax == "lark":
+                grammars[name] = input.grammar.definition
     kinds = {name: "custom" if name in custom else "function" for name in params}
     choice = _choice(body, kinds)
     if choice is None:
         return None
     names, required, parallel = choice
+    callable = [
+        {**tool, "lark": grammars[name]} if name in grammars else tool
+        for tool in shown if (name := tool["function"]["name"]) in names
+    ]  # fmt: skip
     return ToolUse(
-        shown, [tool for tool in shown if tool["function"]["name"] in names], required,
+        shown, callable, required,
         parallel and body.parallel_tool_calls is not False, frozenset(custom), False, params,
     )  # fmt: skip
 
@@ -136,13 +145,9 @@ def _definition(tool: FunctionTool | CustomTool, where: str) -> tuple[ToolDict, 
         if isinstance(custom.format, GrammarInput):
             grammar = custom.format.grammar
             if grammar.syntax == "lark":
-                raise RequestError(
-                    f"Unsupported value: '{where}.format.grammar.syntax' 'lark' is not supported"
-                    " within a call; 'regex' is.",
-                    param=f"{where}.format.grammar.syntax",
-                    code="unsupported_value",
-                )
-            schema["pattern"] = f"^(?:{grammar.definition})$"
+                schema["description"] = f"A text of this Lark grammar:\n{grammar.definition}"
+            else:
+                schema["pattern"] = f"^(?:{grammar.definition})$"
         properties = {CUSTOM_INPUT: schema}
         parameters = {"type": "object", "properties": properties, "required": [CUSTOM_INPUT]}
         return _shown(custom.name, custom.description, parameters), custom.name

@@ -13,7 +13,12 @@ from pydantic import AfterValidator, Field
 
 from openai_local.api.types.common import Body
 from openai_local.engine import SamplingParams
-from openai_local.engine.sampler_steps import MAX_BREAKER_BYTES, MAX_BREAKERS, ORDER, recommended
+from openai_local.engine.sampler_steps import (
+    MAX_BREAKER_BYTES,
+    MAX_BREAKERS,
+    STEPS,
+    recommended,
+)
 
 MAX_BIASES = 1024
 _INT32 = 2**31 - 1
@@ -22,12 +27,12 @@ _TOKEN_ID = re.compile(r"-?[0-9]+\Z")
 # llama-server's letters, for an order that is one string.
 _LETTERS = {
     "e": "penalties", "d": "dry", "s": "top_n_sigma", "k": "top_k", "y": "typ_p", "p": "top_p",
-    "m": "min_p", "x": "xtc", "t": "temperature",
+    "m": "min_p", "x": "xtc", "t": "temperature", "i": "infill",
 }  # fmt: skip
 _NAMES = {
-    **{step: step for step in ORDER},
-    **{step.replace("_", "-"): step for step in ORDER},
-    **{step.replace("_", ""): step for step in ORDER},
+    **{step: step for step in STEPS},
+    **{step.replace("_", "-"): step for step in STEPS},
+    **{step.replace("_", ""): step for step in STEPS},
     "nucleus": "top_p", "temp": "temperature", "typ": "typ_p", "typical_p": "typ_p",
 }  # fmt: skip
 
@@ -37,7 +42,7 @@ def _order(given: list[str] | str) -> list[str]:
     steps = [names.get(name.lower()) for name in given]
     known = [step for step in steps if step is not None]
     if len(known) < len(steps) or len(set(known)) < len(known):
-        raise ValueError(f"must name each of {', '.join(ORDER)} at most once, as llama-server does")
+        raise ValueError(f"must name each of {', '.join(STEPS)} at most once, as llama-server does")
     return known
 
 
@@ -78,7 +83,8 @@ class SamplingBody(Body):
     xtc_threshold: Share | None = None
     dynatemp_range: Annotated[float, Field(ge=0, le=100)] | None = None
     dynatemp_exponent: Annotated[float, Field(ge=0, le=100)] | None = None
-    mirostat: Literal[0, 1, 2] | None = None
+    # A literal 1 would take true, too.
+    mirostat: Annotated[int, Field(ge=0, le=2)] | None = None
     mirostat_tau: Annotated[float, Field(ge=0, le=100)] | None = None
     mirostat_eta: Share | None = None
     repeat_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
