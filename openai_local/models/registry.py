@@ -180,8 +180,7 @@ class Registry:
         return self._catalog.list()
 
     async def look(self) -> None:
-        """Look into the directory, if there is one, for the first time: others need not wait then.
-        """
+        """Look into the directory, if that was not done: nobody's event loop has to wait then."""
         if self._catalog.is_unseen:
             await self._scan()
 
