@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from pathlib import Path
 
+import anyio
 import pytest
 from assets.edit import Fields, Tensors, Type, edited
 from assets.tiny import llama
@@ -100,11 +102,38 @@ async def test_what_is_put_into_the_directory_is_served_and_what_is_taken_out_is
         shutil.copy(tiny, folder / "new.gguf")
         assert await served("new")
         assert (await client.get("/models/new")).json()["status"]["value"] == "loaded"
+        assert await served("b")
         (folder / "b.gguf").unlink()
         assert await ids() == ["new", "sub/deep.q8_0"]
+        with anyio.fail_after(10):  # nobody could use it any more
+            while local.registry.state("b").value != "unloaded":
+                await anyio.sleep(0.005)
         assert not await served("b")
         assert (await client.get("/models/b")).status_code == 404
+        shutil.copy(tiny, folder / "B.GGUF")  # the same name, another file
+        assert await served("b")
+        assert (await local.registry.get("b")).engine.config.model.name == "B.GGUF"
     await local.aclose()
+
+
+@pytest.mark.anyio
+async def test_the_first_request_looks_into_the_directory_away_from_the_loop(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[str] = []
+
+    def scan(directory: Directory) -> dict[str, Path]:
+        threads.append(threading.current_thread().name)
+        return {"b": directory.path / "b.gguf"}
+
+    monkeypatch.setattr(Directory, "scan", scan)
+    local = app(folder)
+    async with client_of(local, "/v1") as client:
+        answer = await client.post("/tokenize", json={"content": "x"})
+    await local.aclose()
+    assert answer.status_code == 200
+    assert len(threads) == 1
+    assert threads[0] != threading.main_thread().name
 
 
 @pytest.mark.anyio

@@ -223,7 +223,7 @@ def test_the_time_to_unload_is_bound_to_no_event_loop_and_keeps_nothing_alive() 
     for backend in ("asyncio", "trio", "asyncio"):
         anyio.run(app.registry.get, "a", backend=backend)
         assert shelf.open == ["a"]
-        timers = [t for t in threading.enumerate() if t.name == "openai_local models"]
+        timers = [t for t in threading.enumerate() if t.name == "models of openai_local"]
         assert all(timer.daemon for timer in timers)
         wait_until(lambda: not shelf.open, "the unload")
     anyio.run(app.aclose)
@@ -252,7 +252,7 @@ async def test_closing_ends_the_timer_and_answers_those_who_wait_for_memory() ->
     assert len(errors) == 1
     assert not shelf.open
     names = [thread.name for thread in threading.enumerate()]
-    assert "openai_local models" not in names
+    assert "models of openai_local" not in names
     with pytest.raises(EngineStopped):
         await app.registry.get("b")
     app.registry.open()

@@ -72,6 +72,7 @@ class Catalog:
         self._configured: dict[str, ModelSpec] = {}
         self._names: dict[str, str] = {}  # ids and aliases, to ids
         self._found: dict[str, ModelSpec] = {}  # in the directory
+        self._paths: dict[str, Path] = {}  # of all that is sound in it
         self._scanned_at: float | None = None
         self._directory: Directory | None = None
         self._embedding_id: str | None = None
@@ -142,6 +143,11 @@ class Catalog:
             return False
         return self._scanned_at is None or time.monotonic() - self._scanned_at >= RESCAN_S
 
+    @property
+    def is_unseen(self) -> bool:
+        """Whether :meth:`list` would look into a directory first, which blocks."""
+        return self._directory is not None and self._scanned_at is None
+
     def scan(self) -> None:
         """Look into the directory. Blocks."""
         with self._lock:
@@ -155,9 +161,11 @@ class Catalog:
                 if id in self._names:
                     logger.debug("%s is left out: %r is another model's name", path, id)
                     continue
-                known = self._found.get(id)
-                found[id] = known or ModelSpec(id, lambda path=path: path)  # type: ignore[misc]
-            self._found = found
+                if self._paths.get(id) == path:
+                    found[id] = self._found.get(id) or ModelSpec(id, self._file(path))
+                else:
+                    found[id] = ModelSpec(id, self._file(path))
+            self._found, self._paths = found, paths
             self._scanned_at = time.monotonic()
 
     def _add_all(self) -> None:

@@ -176,13 +176,18 @@ class Registry:
 
     async def models(self) -> list[ModelSpec]:
         """All that there are now, those in the directory included."""
-        await in_thread(self._catalog.scan)
+        await self._scan()
         return self._catalog.list()
+
+    async def look(self) -> None:
+        """Look into the directory, if that was not done: nobody's event loop has to wait then."""
+        if self._catalog.is_unseen:
+            await self._scan()
 
     async def find(self, name: str) -> ModelSpec:
         """By id or alias. Raises UnknownModel."""
         if self._catalog.is_stale(name):
-            await in_thread(self._catalog.scan)
+            await self._scan()
         return self._catalog.find(name)
 
     def knows(self, name: str) -> bool:
@@ -235,7 +240,7 @@ class Registry:
 
         Raises what :meth:`acquire` raises.
         """
-        await in_thread(self._catalog.scan)
+        await self._scan()
         ids = [spec.id for spec in self._catalog.pinned()]
         if not ids and self._catalog.names_default:
             ids = [self.default_id]
@@ -279,7 +284,7 @@ class Registry:
         ModelsBusy, EngineStopped.
         """
         if self._catalog.is_stale(name):
-            await in_thread(self._catalog.scan)
+            await self._scan()
         spec = self._spec(name, use)
         now = time.monotonic()
         waiter = _Waiter(spec.id, now)
@@ -327,7 +332,17 @@ class Registry:
         return spec
 
     def _entry(self, spec: ModelSpec) -> _Entry:
-        return self._entries.setdefault(spec.id, _Entry(spec))
+        entry = self._entries.setdefault(spec.id, _Entry(spec))
+        entry.spec = spec  # its file may be another by now
+        return entry
+
+    async def _scan(self) -> None:
+        await in_thread(self._catalog.scan)
+        with self._change():
+            for resident in list(self._residency.residents.values()):
+                if resident.idle and not self._catalog.knows(resident.id):
+                    self._residency.leave(resident)
+                    self._unload(resident, "since its file has gone")
 
     def _lease(self, resident: Resident, loaded: LoadedModel) -> Lease:
         return Lease(loaded, lambda: self._release(resident))
@@ -534,7 +549,7 @@ class Registry:
             return
         delay_s = max(0.0, at - time.monotonic())
         timer = threading.Timer(delay_s, _tick, (weakref.ref(self),))
-        timer.name, timer.daemon = "openai_local models", True
+        timer.name, timer.daemon = "models of openai_local", True
         with suppress(RuntimeError):  # no thread can be started any more
             timer.start()
             self._timer, self._timer_at = timer, at

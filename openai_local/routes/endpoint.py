@@ -57,6 +57,7 @@ class Endpoint:
             if self.needs_key:
                 check_key(request, services.settings.api_key)
                 await check_host(request, self.authorize)
+            await services.registry.look()
             return await self.handle(services, request)
         except ClientLeft:
             return Response(status_code=499)
