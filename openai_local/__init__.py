@@ -57,9 +57,9 @@ _ROOMS = {
 def app(model: str | Path | None = None, **options: Any) -> Application:
     """An ASGI application with the OpenAI routes, to mount at any prefix or to serve by itself.
 
-    ``model`` is the path of a GGUF file, ``hf:owner/repo[:quantisation]`` or an https URL, which are
-    downloaded when the model loads; without one, the setting ``OPENAI_LOCAL_MODEL`` or the
-    packaged SmolLM2 is used. ``options`` are the fields of :class:`Settings`; each may also come
+    ``model`` is the path of a GGUF file, ``hf:owner/repo[:quantisation]`` or an https URL, of which
+    the file is downloaded when the model loads; without one, the setting ``OPENAI_LOCAL_MODEL`` or
+    the packaged SmolLM2 is used. ``options`` are the fields of :class:`Settings`; each may also come
     from the environment as ``OPENAI_LOCAL_<NAME>``, and an argument wins.
 
     Nothing is loaded here: the model loads at the first request that needs it, or when the host
