@@ -59,8 +59,8 @@ def app(model: str | Path | None = None, **options: Any) -> Application:
 
     ``model`` is the path of a GGUF file, ``hf:owner/repo[:quantisation]`` or an https URL, of which
     the file is downloaded when the model loads; without one, the setting ``OPENAI_LOCAL_MODEL`` or
-    the packaged SmolLM2 is used. ``options`` are the fields of :class:`Settings`; each may also come
-    from the environment as ``OPENAI_LOCAL_<NAME>``, and an argument wins.
+    the packaged SmolLM2 is used. ``options`` are the fields of :class:`Settings`; each may also
+    come from the environment as ``OPENAI_LOCAL_<NAME>``, and an argument wins.
 
     Nothing is loaded here: the model loads at the first request that needs it, or when the host
     runs the application's ``lifespan``.
