@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from assets.edit import Fields, Tensors, Type, edited
 from assets.tiny import llama
 from clients import client_of
 from fakes import FakeBackend
@@ -34,6 +35,11 @@ def folder(tmp_path: Path, tiny: Path) -> Path:
     return tmp_path
 
 
+def in_two_parts(fields: Fields, tensors: Tensors) -> None:
+    for key, value in (("split.no", 0), ("split.count", 2), ("split.tensors.count", len(tensors))):
+        fields[key] = (value, Type.INT32, None)
+
+
 def app(folder: Path, **options: object) -> Application:
     return Application(
         load_settings(models_dir=folder, **options),
@@ -51,7 +57,7 @@ def test_a_broken_file_is_left_out_and_told_once(
 ) -> None:
     broken = folder / "broken.gguf"
     broken.write_bytes(tiny.read_bytes()[:1000])
-    (folder / "cut-00001-of-00002.gguf").write_bytes(tiny.read_bytes())
+    edited(tiny, folder / "cut-00001-of-00002.gguf", in_two_parts)
     (folder / "B.gguf").write_bytes(tiny.read_bytes())
     directory = Directory(folder)
     for _ in range(2):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -328,6 +329,38 @@ async def test_concurrent_first_requests_load_once() -> None:
     assert sorted(shelf.loads) == ["a", "b"]
 
 
+async def test_a_lease_that_is_dropped_is_released_even_under_the_lock() -> None:
+    shelf = Shelf({"a": 6, "b": 6}, budget=10)
+    app = shelf.app()
+    async with serving(app) as client:
+        leases = [await app.registry.acquire("a") for _ in range(2)]
+        with app.registry._locked():
+            leases.pop()  # as the garbage collector may do anywhere
+        leases.clear()
+        assert (await post(client, "b")).status_code == 200
+        assert shelf.open == ["b"]
+
+
+async def test_an_engine_in_python_holds_its_model_as_requests_do() -> None:
+    shelf = Shelf({"a": 6, "b": 6}, budget=10)
+    app = shelf.app(models_wait_s=0.05)
+    engine = openai_local.Engine.of(app)
+    async with serving(app) as client:
+        for ends in (True, False):
+            stream = engine.stream_chat("hello", model="a", max_tokens=3)
+            await anext(stream)
+            assert (await post(client, "b")).status_code == 503
+            if ends:
+                async for _ in stream:
+                    pass
+            else:
+                await stream.aclose()
+            assert (await post(client, "b")).status_code == 200
+        assert (await engine.chat("hello", model="a", max_tokens=3)).model == "a"
+        assert (await engine.embed("hello", model="b")).shape == (1, 8)
+    assert shelf.most == 6
+
+
 async def test_health_is_of_what_must_be_there() -> None:
     shelf = Shelf({"a": 4, "pinned": 4})
     shelf.broken = {"a", "pinned"}
@@ -490,3 +523,49 @@ def test_names_that_are_used_twice_and_defaults_that_are_none_are_refused() -> N
     refused("models.a: 'a' is the name", model="a.gguf", models={"a": b})
     refused("default_model: no model 'c' in a, b", models={"a": a, "b": b}, default_model="c")
     refused("models_dir: there is no directory", models_dir="/nowhere")
+
+
+@pytest.mark.model
+async def test_two_real_models_take_turns_in_memory_for_one(
+    smollm2: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text(
+        f"""
+        models_memory = "400MiB"
+        cache_ram = "8MiB"
+        n_ctx = 512
+        n_parallel = 4
+        n_threads = 1
+        n_threads_batch = 1
+        [models.one]
+        path = "{smollm2}"
+        alias = "first"
+        [models.two]
+        path = "two.gguf"
+        """
+    )
+    (tmp_path / "two.gguf").symlink_to(smollm2)
+    caplog.set_level("INFO", "openai_local")
+    app = openai_local.app(config=file)
+    stream = OpenRequest(
+        app, "/v1/chat/completions", chat("first", stream=True, max_tokens=40, ignore_eos=True)
+    )
+    body = {"temperature": 0, "seed": 1, "max_tokens": 8}
+    async with serving(app) as client:
+        with anyio.fail_after(60):
+            async with anyio.create_task_group() as group:
+                group.start_soon(stream.run)
+                await stream.until(b'"content":"')
+                two = await post(client, "two", **body)
+            assert stream.body.endswith(b"[DONE]\n\n")
+            assert await states(client) == {"one": "unloaded", "two": "loaded"}
+            assert len(engine_threads()) == 1
+            one = await post(client, "one", **body)
+            assert (await post(client, "two", **body)).json()["choices"] == two.json()["choices"]
+            vectors = await client.post("/embeddings", json={"model": "two", "input": "x"})
+    assert one.json()["model"] == "one"
+    assert one.json()["choices"] == two.json()["choices"], "they are the same weights"
+    assert len(vectors.json()["data"][0]["embedding"]) == 576
+    assert sum("to make room" in record.getMessage() for record in caplog.records) == 3
+    assert not engine_threads()

@@ -242,10 +242,20 @@ class LlamaBackend:
             sampling_defaults=sampling_defaults(model),
             can_rank=pooling(model) == lib.LLAMA_POOLING_TYPE_RANK,
             rerank_template=chat_template(model, b"rerank"),
+            n_layers=lib.llama_model_n_layer(model),
+            n_gpu_layers=self._gpu_layers(lib.llama_model_n_layer(model)),
+            n_bytes_weights=lib.llama_model_size(model),
+            n_bytes_kv=int(cost.total(plan)) if cost else 0,
         )
         logger.info("%s: %s", config.model.name, self.info.description)
         if cost is not None:
             self._warm_up()
+
+    def _gpu_layers(self, n_layers: int) -> int:
+        asked = self._config.n_gpu_layers
+        if not self.asynchronous:
+            return 0
+        return n_layers if asked < 0 else min(asked, n_layers)
 
     def _most_to_drop(self, n_ctx: int) -> int:
         if self._stateful:
