@@ -13,14 +13,18 @@ import anyio
 import httpx
 import pytest
 from anyio.from_thread import start_blocking_portal
-from fakes import FakeBackend, fake_app, spelling
+from assets.tiny import llama
+from fakes import FakeBackend, fake_app, fake_engine, spelling
 from servers import engine_threads, serve, wait_until
 from terminal import CTRL_C, CTRL_D, Terminal, terminal
 from test_cli import line_of, run
 
+from openai_local.application import Application
+from openai_local.cli import service
 from openai_local.cli.client import Client
 from openai_local.cli.failures import CommandFailed
 from openai_local.cli.in_process import InProcessTransport
+from openai_local.engine import Engine, EngineConfig
 
 THINKING = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content.split('</think>')[-1] }}{% endfor %}"
@@ -232,6 +236,53 @@ def test_an_error_does_not_end_the_dialogue() -> None:
         at = screen.until("> ", at)
         screen.press("short\r")
         screen.until("Yes.", at)
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[EngineConfig]:
+    """What engines were opened with; all of them are fakes that say yes."""
+    opened: list[EngineConfig] = []
+
+    def open_engine(config: EngineConfig) -> Engine:
+        opened.append(config)
+        return fake_engine(saying("Yes."))
+
+    monkeypatch.setattr(service, "Application", lambda s: Application(s, open_engine))
+    return opened
+
+
+def test_a_file_is_loaded_for_one_conversation_and_freed(opened: list[EngineConfig]) -> None:
+    before = engine_threads()
+    result = run("chat", "some.gguf", *GREEDY, "--n-ctx", "99", stdin="?", OPENAI_LOCAL_API_KEY="k")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "Yes.\n", "")
+    (config,) = opened
+    assert (config.model, config.n_ctx, config.n_parallel) == (Path("some.gguf"), 99, 1)
+    assert engine_threads() == before
+    run("chat", "some.gguf", *GREEDY, stdin="?", OPENAI_LOCAL_N_PARALLEL="3")
+    assert opened[-1].n_parallel == 3
+
+
+def test_a_model_of_the_settings_is_named_without_its_path(
+    opened: list[EngineConfig], tmp_path: Path
+) -> None:
+    file = tmp_path / "settings.toml"
+    one, two, three, four = (tmp_path / f"{i}.gguf" for i in (1, 2, 3, 4))
+    for path in (one, two, three, four):
+        llama(path)
+    file.write_text(
+        '[models]\nfirst = "1.gguf"\n[models.second]\npath = "2.gguf"\nalias = "two"\n'
+        'n_ctx = 77\n[models.vectors]\npath = "3.gguf"\nuse = "embedding"\n'
+    )
+    for word in ("second", "two"):
+        assert run("chat", word, "--config", str(file), *GREEDY, stdin="?").stdout == "Yes.\n"
+        assert (opened[-1].model, opened[-1].n_ctx) == (two, 77)
+    run("chat", "--config", str(file), *GREEDY, stdin="?")
+    assert opened[-1].model == one
+    run("embed", "a text", "--config", str(file))
+    assert opened[-1].model == three
+    run("chat", str(four), "--config", str(file), *GREEDY, stdin="?")
+    assert opened[-1].model == four
+    assert "embedding only" in line_of(run("chat", "vectors", "--config", str(file), stdin="?"), 1)
 
 
 @contextmanager
