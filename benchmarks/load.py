@@ -156,13 +156,15 @@ async def get_json(endpoint: Endpoint, route: str) -> Any:
         writer.close()
 
 
-async def chat(endpoint: Endpoint, body: dict[str, Any]) -> Transcript:
-    """Streams one chat completion. Raises HTTPFailure, or an OSError or EOFError when cut off."""
+async def chat(
+    endpoint: Endpoint, body: dict[str, Any], route: str = "/chat/completions"
+) -> Transcript:
+    """Streams one completion. Raises HTTPFailure, or an OSError or EOFError when cut off."""
     payload = json.dumps(body).encode()
     start_s = time.perf_counter()
     reader, writer = await asyncio.open_connection(endpoint.host, endpoint.port)
     try:
-        head = _request_head(endpoint, "POST", "/chat/completions")
+        head = _request_head(endpoint, "POST", route)
         length = f"Content-Type: application/json\r\nContent-Length: {len(payload)}\r\n\r\n"
         writer.write(head + length.encode() + payload)
         status, headers = await _response_head(reader)

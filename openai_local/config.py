@@ -7,7 +7,9 @@ import dataclasses
 import difflib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,6 +21,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    field_validator,
     model_validator,
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
@@ -33,6 +36,7 @@ ENV_PREFIX = "OPENAI_LOCAL_"
 MAX_SIZE = 1 << 31
 MAX_BATCH = 1 << 20
 
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s]+")
 Use = Literal["chat", "embedding", "both"]
 
 
@@ -173,8 +177,30 @@ class Settings(ModelOptions):
     )
     requantize: bool = Field(True, description="Use the packaged SmolLM2 as Q8_0")
     api_key: str | None = Field(None, description="Bearer token that requests must carry")
+    cors_origins: tuple[str, ...] | None = Field(
+        None, description="Origins whose pages may call it from a browser; '*' is all"
+    )
     docs: bool = Field(True, description="Serve /openapi.json and /docs, without a key")
     max_body_bytes: int = Field(32 << 20, ge=1, description="Longer request bodies get 413")
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split(cls, origins: Any) -> Any:
+        """A string has them with commas between, or is a JSON array, as in the environment."""
+        if not isinstance(origins, str):
+            return origins
+        with suppress(ValueError):
+            return json.loads(origins)
+        return origins.replace(",", " ").split()
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, origins: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for origin in origins or ():
+            # A browser sends no path, so that one with a path would never match.
+            if origin not in ("*", "null") and not _ORIGIN.fullmatch(origin):
+                raise PydanticCustomError("origin", "an origin is like https://example.org")
+        return origins
 
     @model_validator(mode="after")
     def _check_tiers(self) -> Settings:

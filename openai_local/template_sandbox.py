@@ -32,6 +32,13 @@ class TemplateError(Exception):
     """The template is missing or broken, or refused the messages; the message says why."""
 
 
+class TemplateTooSlow(TemplateError):
+    """The template ran for longer than any is let run."""
+
+    def __init__(self) -> None:
+        super().__init__(f"the chat template ran for more than {MAX_RENDER_S:.0f} s")
+
+
 class CompiledTemplate:
     """A template's code. Rendering makes an environment of its own, so threads may share it."""
 
@@ -122,7 +129,7 @@ class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
     def check(self) -> None:
         if time.monotonic() > self.deadline:
-            raise TemplateError(f"the chat template ran for more than {MAX_RENDER_S:.0f} s")
+            raise TemplateTooSlow
 
     def join_texts(self, *values: Any) -> str:
         texts = list(map(str, values))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from openai_local.template_sandbox import TemplateError
+from openai_local.template_sandbox import TemplateError, TemplateTooSlow
 
 Message = dict[str, Any]
 
@@ -78,7 +78,10 @@ def tool(name: str, described: bool = True, *keys: str) -> dict[str, Any]:
 
 
 class Probe:
-    """A template that answers with nothing where it refuses."""
+    """A template that answers with nothing where it refuses.
+
+    One that takes too long is asked no more: TemplateTooSlow, which is for the caller to tell.
+    """
 
     def __init__(self, template: Renderer, tools_must_be_listed: bool = False) -> None:
         self._template = template
@@ -93,6 +96,8 @@ class Probe:
                 add_generation_prompt=add,
                 kwargs=kwargs,
             )
+        except TemplateTooSlow:
+            raise
         except TemplateError:
             return ""
 

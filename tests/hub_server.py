@@ -39,6 +39,7 @@ class HubServer:
     ranges: bool = True
     lengths: bool = True
     etag: bool = True
+    weak: bool = False  # its ETags say that bytes may differ
     gate: threading.Event | None = None  # half of a transfer is sent when it opens
     url: str = ""
 
@@ -164,7 +165,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "GET" and hub.statuses:
             self._answer(hub.statuses.pop(0))
             return
-        etag = f'"{sha256(data)}"'
+        etag = f'{"W/" if hub.weak else ""}"{sha256(data)}"'
         headers = {"ETag": etag} if hub.etag else {}
         data = hub.spoil(data)
         match = re.fullmatch(r"bytes=(\d+)-", self.headers.get("range", ""))

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openai_local.chat_template import ChatTemplate, Segment, TemplateError
+from openai_local.template_sandbox import CompiledTemplate, TemplateTooSlow
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -48,7 +49,7 @@ def test_the_templates_own_refusal_is_told() -> None:
         "{{ 9 ** 9 ** 9 }}",
         "{% for a in range(10 ** 9) %}{% for b in range(10 ** 9) %}{% endfor %}{% endfor %}",
         "{{ messages.append(1) }}",
-        "{% set l = ('a' * 999) | list %}" + "{% for a in l %}" * 5 + "{% endfor %}" * 5,
+        "{% set l = ('a' * 99) | list %}" + "{% for a in l %}" * 5 + "{% endfor %}" * 5,
         "{% set n = namespace(s='a') %}{% for a in range(99) %}{% set n.s = n.s + n.s %}"
         "{% endfor %}",
         "{% set n = namespace(s='a') %}{% for a in range(99) %}{% set n.s = n.s ~ n.s %}"
@@ -61,6 +62,25 @@ def test_a_hostile_template_is_stopped(source: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("openai_local.template_sandbox.MAX_RENDER_S", 0.2)
     with pytest.raises(TemplateError):
         ChatTemplate(source).render([])
+
+
+def test_a_template_that_runs_too_long_is_not_probed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("openai_local.template_sandbox.MAX_RENDER_S", 0.05)
+    renders = []
+    render = CompiledTemplate.render
+
+    def counted(self: CompiledTemplate, context: Any) -> str:
+        renders.append(1)
+        return render(self, context)
+
+    monkeypatch.setattr(CompiledTemplate, "render", counted)
+    source = "{% set l = ('a' * 999) | list %}" + "{% for a in l %}" * 5 + "{% endfor %}" * 5
+    template = ChatTemplate(source)
+    for ask in (lambda: template.traits, lambda: template.tool_format):
+        renders.clear()
+        with pytest.raises(TemplateTooSlow):
+            ask()
+        assert len(renders) == 1
 
 
 def test_a_broken_template_says_so() -> None:

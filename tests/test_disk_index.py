@@ -28,7 +28,7 @@ def index_of(held: dict[tuple[tuple[int, ...], bytes], int]) -> DiskIndex:
     return index
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(held, tokens, st.sampled_from(SALTS), st.booleans())
 def test_a_match_is_the_longest_there_is(
     held: dict[tuple[tuple[int, ...], bytes], int],
@@ -48,7 +48,7 @@ def test_a_match_is_the_longest_there_is(
         assert not whole or found.n_tokens == n
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(held, tokens, st.sampled_from(SALTS))
 def test_the_others_that_begin_alike_are_found(
     held: dict[tuple[tuple[int, ...], bytes], int], wanted: tuple[int, ...], salt: bytes

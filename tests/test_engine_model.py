@@ -28,6 +28,8 @@ from openai_local.engine.config import CacheType
 from openai_local.engine.loading import Loading
 
 pytestmark = [pytest.mark.model, pytest.mark.anyio]
+# What has nothing to do with the loop, and takes a while.
+on_one_loop = pytest.mark.parametrize("anyio_backend", ["asyncio"])
 
 FRANCE = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
 
@@ -145,6 +147,7 @@ async def test_a_file_that_is_no_gguf_is_refused(tmp_path: Path, anyio_backend: 
     await engine.aclose()
 
 
+@on_one_loop
 async def test_minilm_agrees_with_sentence_transformers(tmp_path: Path, anyio_backend: str) -> None:
     data = Path(__file__).parent / "data" / "minilm_reference.json"
     sentences = json.loads(data.read_text())["sentences"]
@@ -205,6 +208,7 @@ async def test_requests_with_one_prefix_compute_it_once_and_each_has_its_own_ans
     assert sorted(n > 120 for n in cached) == [False] + [True] * 4
 
 
+@on_one_loop
 @pytest.mark.parametrize(("keys", "values"), [("q8_0", "f16"), ("q8_0", "q8_0"), ("q8_0", "q4_0")])
 async def test_keys_and_values_can_be_stored_in_less(
     smollm2: Path, keys: CacheType, values: CacheType, caplog: pytest.LogCaptureFixture
@@ -226,6 +230,7 @@ async def test_stored_values_without_flash_attention_are_refused(smollm2: Path) 
         await Engine(config).ready()
 
 
+@on_one_loop
 async def test_the_memory_for_keys_and_values_bounds_the_sequences(smollm2: Path) -> None:
     async with Engine(EngineConfig(smollm2, n_ctx=2048, kv_memory=600 << 20)) as engine:
         assert engine.info.n_parallel == 8
@@ -240,6 +245,7 @@ async def test_the_memory_for_keys_and_values_bounds_the_sequences(smollm2: Path
         await Engine(config).ready()
 
 
+@on_one_loop
 async def test_sixteen_share_a_pool_where_memory_is_short(
     smollm2: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -250,6 +256,7 @@ async def test_sixteen_share_a_pool_where_memory_is_short(
     assert "16 sequences of up to 2048 tokens share one pool (unified); 2560 cells" in caplog.text
 
 
+@on_one_loop
 async def test_a_pool_that_runs_out_preempts_and_everybody_ends(smollm2: Path) -> None:
     config = EngineConfig(smollm2, n_ctx=512, n_parallel=4, kv_memory=12 << 20, kv_unified=True)
     greedy = SamplingParams(temperature=0, ignore_eos=True)
@@ -270,6 +277,7 @@ async def test_a_pool_that_runs_out_preempts_and_everybody_ends(smollm2: Path) -
     assert metrics.states_saved_total >= 1
 
 
+@on_one_loop
 @pytest.mark.parametrize("unified", [False, True])
 async def test_a_state_that_was_saved_to_ram_goes_on_as_if_it_had_stayed(
     smollm2: Path, unified: bool
@@ -295,6 +303,7 @@ async def test_a_state_that_was_saved_to_ram_goes_on_as_if_it_had_stayed(
     assert texts[0] == texts[1]
 
 
+@on_one_loop
 @pytest.mark.parametrize("unified", [False, True])
 async def test_a_prompt_is_not_computed_again_after_a_restart(
     smollm2: Path, tmp_path: Path, unified: bool

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
 import shutil
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -118,10 +120,11 @@ def _stop_after_cut() -> module.OnProgress:
     return report
 
 
+@pytest.mark.parametrize("weak", [True, False])
 def test_without_a_validator_or_checksum_nothing_is_gone_on_with(
-    server: HubServer, tmp_path: Path
+    server: HubServer, tmp_path: Path, weak: bool
 ) -> None:
-    server.etag = False
+    server.etag, server.weak = weak, weak
     server.cut = [1_000_000]
     download(task(server, tmp_path, checked=False))
     assert [h.get("range") for h in server.transfers()] == [None, None]
@@ -227,6 +230,15 @@ def test_a_token_stays_with_its_host(server: HubServer, tmp_path: Path) -> None:
         download(Download(url, tmp_path / "m", "it", headers={"Authorization": "Bearer t"}))
         assert server.transfers()[-1]["authorization"] == "Bearer t"
         (tmp_path / "m").unlink()
+
+
+def test_a_redirect_to_a_connection_that_others_read_is_refused(tmp_path: Path) -> None:
+    redirects = module._Redirects(Download("https://h/m.gguf", tmp_path / "m", "it"))
+    request = urllib.request.Request("https://h/m.gguf")
+    with pytest.raises(FetchFailed, match="it is redirected to http"):
+        redirects.redirect_request(request, io.BytesIO(), 302, "", {}, "http://h/m.gguf")
+    there = redirects.redirect_request(request, io.BytesIO(), 302, "", {}, "https://cdn/m.gguf")
+    assert there is not None and there.full_url == "https://cdn/m.gguf"
 
 
 def test_a_url_is_fetched_once_and_then_found_without_asking(

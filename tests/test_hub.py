@@ -64,6 +64,9 @@ def test_a_model_comes_into_the_cache_that_the_hubs_library_reads(
     assert Path(theirs) == path
     assert {repo.repo_id for repo in scan_cache_dir(tmp_path / "hub").repos} == {"owner/name"}
     assert len(server.transfers()) == 1
+    # The lock is the one that its programs take.
+    assert not list((tmp_path / "hub/models--owner--name/blobs").glob("*.lock"))
+    assert (tmp_path / f"hub/.locks/models--owner--name/{sha256(Q4)}.lock").exists()
 
 
 def test_what_the_hubs_library_has_downloaded_is_not_downloaded_again(
@@ -176,6 +179,8 @@ def test_offline_takes_the_cache_and_asks_nobody(server: HubServer, tmp_path: Pa
         "hf:owner/name:Q8_0", offline
     )
     assert "not in the cache" in refusal("hf:owner/other", offline)
+    assert "not in the cache" in refusal("hf:owner/name@v2", offline)
+    assert get(f"hf:owner/name@{COMMIT}", offline) == path
     assert "not in the cache" in refusal("hf:owner/name", Hub(cache=tmp_path / "x", offline=True))
     assert len(server.requests) == n_requests
 

@@ -329,6 +329,38 @@ async def test_concurrent_first_requests_load_once() -> None:
     assert sorted(shelf.loads) == ["a", "b"]
 
 
+async def test_a_lease_that_is_dropped_is_released_even_under_the_lock() -> None:
+    shelf = Shelf({"a": 6, "b": 6}, budget=10)
+    app = shelf.app()
+    async with serving(app) as client:
+        leases = [await app.registry.acquire("a") for _ in range(2)]
+        with app.registry._locked():
+            leases.pop()  # as the garbage collector may do anywhere
+        leases.clear()
+        assert (await post(client, "b")).status_code == 200
+        assert shelf.open == ["b"]
+
+
+async def test_an_engine_in_python_holds_its_model_as_requests_do() -> None:
+    shelf = Shelf({"a": 6, "b": 6}, budget=10)
+    app = shelf.app(models_wait_s=0.05)
+    engine = openai_local.Engine.of(app)
+    async with serving(app) as client:
+        for ends in (True, False):
+            stream = engine.stream_chat("hello", model="a", max_tokens=3)
+            await anext(stream)
+            assert (await post(client, "b")).status_code == 503
+            if ends:
+                async for _ in stream:
+                    pass
+            else:
+                await stream.aclose()
+            assert (await post(client, "b")).status_code == 200
+        assert (await engine.chat("hello", model="a", max_tokens=3)).model == "a"
+        assert (await engine.embed("hello", model="b")).shape == (1, 8)
+    assert shelf.most == 6
+
+
 async def test_health_is_of_what_must_be_there() -> None:
     shelf = Shelf({"a": 4, "pinned": 4})
     shelf.broken = {"a", "pinned"}

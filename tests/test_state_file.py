@@ -89,7 +89,7 @@ def test_only_the_owner_can_read_it_and_a_salt_is_not_in_it(tmp_path: Path) -> N
 ORIGINAL = b"the state of a sequence"
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 110), st.integers(1, 255)), max_size=5),
     st.integers(0, 110),

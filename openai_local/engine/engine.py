@@ -115,7 +115,11 @@ class Engine:
         await self.aclose()
 
     def start(self) -> Future[ModelInfo]:
-        """Start loading, once; the future says when the model is loaded or why it is not."""
+        """Start loading, once; the future says when the model is loaded or why it is not.
+
+        Raises EngineStopped in a process that was forked after the start.
+        """
+        self._check_process()
         with self._lock:
             if not self._started:
                 self._worker.start()
@@ -208,6 +212,7 @@ class Engine:
             raise InvalidSampling("prompt_logprobs", "needs logprobs")
         if request.logprobs is not None and request.logprobs < 0:
             raise InvalidSampling("logprobs", "is less than 0")
+        self._check_process()
         generation = bridge.Generation(self._cancel)
         with self._lock:
             # What the engine has counted as ended is never more than what was submitted here.
@@ -278,11 +283,17 @@ class Engine:
 
     def close(self) -> None:
         """As :meth:`aclose`, blocking."""
+        if self._worker.forked:
+            return
         with self._lock:
             if not self._started:
                 self._started = True
                 self._shared.ready.set_exception(EngineStopped())
         self._finalizer()
+
+    def _check_process(self) -> None:
+        if self._worker.forked:
+            raise EngineStopped
 
     def _cancel(self, generation: bridge.Generation) -> None:
         self._worker.post(Cancel(generation))

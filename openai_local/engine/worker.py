@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -42,16 +43,25 @@ class Worker(Generic[Message]):
         self._stopping = False
         self._finished = False
         self._thread: threading.Thread | None = None
+        self._pid: int | None = None
         self.died: Future[bool] = Future()  # at the thread's end: whether nobody asked for it
 
     def start(self) -> None:
         # A daemon, so that the interpreter's exit reaches the handler that stops it.
         thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+        self._pid = os.getpid()
         thread.start()
         self._thread = thread
 
+    @property
+    def forked(self) -> bool:
+        """Whether the thread was left in a parent process, as may be a lock of it, held."""
+        return self._pid is not None and self._pid != os.getpid()
+
     def post(self, message: Message) -> bool:
         """Leave a message, from any thread; False if the thread will not read it any more."""
+        if self.forked:
+            return False
         with self._condition:
             if self._stopping or self._finished:
                 return False
@@ -70,6 +80,8 @@ class Worker(Generic[Message]):
 
     def stop(self) -> None:
         """Ask the thread to end after its present step. Does not wait."""
+        if self.forked:
+            return
         with self._condition:
             self._stopping = True
             self._condition.notify()
@@ -77,7 +89,7 @@ class Worker(Generic[Message]):
     def join(self, timeout_s: float | None = None) -> bool:
         """Wait for the end; False if it did not come in time."""
         thread = self._thread
-        if thread is None or thread is threading.current_thread():
+        if thread is None or thread is threading.current_thread() or self.forked:
             return True
         thread.join(timeout_s)
         return not thread.is_alive()
@@ -88,7 +100,8 @@ class Worker(Generic[Message]):
 
     @property
     def alive(self) -> bool:
-        return self._thread is not None and self._thread.is_alive() and not self._finished
+        thread = self._thread
+        return thread is not None and thread.is_alive() and not self._finished and not self.forked
 
     def _run(self) -> None:
         open, self._open = self._open, None  # what it holds is not for the thread to keep

@@ -8,6 +8,7 @@ import math
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
@@ -66,7 +67,7 @@ class ModelState:
 
 
 class Lease:
-    """While it is held, the model stays loaded. To be released once, from any thread."""
+    """While it is held, the model stays loaded. To be released from any thread, or dropped."""
 
     def __init__(self, model: LoadedModel, release: Callable[[], None]) -> None:
         self.model = model
@@ -82,6 +83,9 @@ class Lease:
         release, self._release = self._release, None
         if release is not None:
             release()
+
+    def __del__(self) -> None:
+        self.release()
 
 
 @dataclass(slots=True, eq=False)
@@ -151,6 +155,7 @@ class Registry:
         self._open_engine = open_engine
         self._measure = measure
         self._lock = threading.Lock()
+        self._released: deque[Resident] = deque()
         self._closed = False
         self._catalog = Catalog(settings)
         self._residency = Residency(settings.models_memory or math.inf)
@@ -186,7 +191,7 @@ class Registry:
 
     def state(self, id: str) -> ModelState:
         """What is of a model now."""
-        with self._lock:
+        with self._locked():
             entry = self._entries.get(id)
             resident = self._residency.residents.get(id)
             waiting = any(ticket.id == id for ticket in self._residency.tickets)
@@ -213,7 +218,7 @@ class Registry:
                 return Trouble("model_loading", f"the model {spec.id!r} is being loaded")
             if state.error is not None:
                 return Trouble("model_load_failed", state.error)
-            with self._lock:
+            with self._locked():
                 entry = self._entries.get(spec.id)
                 dead = entry is not None and (entry.died or _is_dead(entry.loaded))
             if dead:
@@ -222,7 +227,7 @@ class Registry:
 
     def open(self) -> None:
         """Let models be loaded (again, after :meth:`aclose`)."""
-        with self._lock:
+        with self._locked():
             self._closed = False
 
     async def warm(self) -> None:
@@ -240,7 +245,7 @@ class Registry:
     def loaded(self, name: str) -> LoadedModel | None:
         """The model if it is loaded and works; it is not held. Raises UnknownModel."""
         spec = self._catalog.find(name)
-        with self._lock:
+        with self._locked():
             entry = self._entries.get(spec.id)
             return entry.loaded if entry is not None and _is_alive(entry.loaded) else None
 
@@ -254,7 +259,7 @@ class Registry:
         if self._catalog.is_stale(name):
             return None
         spec = self._spec(name, use)
-        with self._lock:
+        with self._locked():
             resident = self._residency.ready(spec.id)
             entry = self._entries.get(spec.id)
             loaded = entry.loaded if entry is not None else None
@@ -294,7 +299,7 @@ class Registry:
     async def aclose(self) -> None:
         """Stop all engines and free all models; those who wait get EngineStopped."""
         outbox = _Outbox()
-        with self._lock:
+        with self._locked():
             self._closed = True
             self._set_timer(math.inf)
             outbox.refuse(self._residency.withdraw_all(), EngineStopped())
@@ -331,10 +336,31 @@ class Registry:
     def _change(self) -> Iterator[_Outbox]:
         """With the lock, change something; then do what follows from it."""
         outbox = _Outbox()
-        with self._lock:
+        with self._locked():
             yield outbox
             self._settle(outbox)
         outbox.send()
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        try:
+            with self._lock:
+                yield
+        finally:
+            self._take_back()
+
+    def _take_back(self) -> None:
+        """Leases that were released. Does not wait for the lock: a lease may be released wherever
+        the garbage collector runs, and whoever has the lock comes here when it is free."""
+        while self._released and self._lock.acquire(blocking=False):
+            outbox = _Outbox()
+            try:
+                while self._released:
+                    self._residency.release(self._released.popleft(), time.monotonic())
+                self._settle(outbox)
+            finally:
+                self._lock.release()
+            outbox.send()
 
     def _settle(self, outbox: _Outbox) -> None:
         if self._closed:
@@ -404,7 +430,7 @@ class Registry:
 
     def _budget(self) -> float:
         """Of all models together; where it is a share, of what is free before the first."""
-        with self._lock:
+        with self._locked():
             if self._shares:
                 self._shares = False
                 self._residency.budget = int(free_memory() * MEMORY_SHARE)
@@ -487,8 +513,8 @@ class Registry:
         entry.load.stop()
 
     def _release(self, resident: Resident) -> None:
-        with self._change():
-            self._residency.release(resident, time.monotonic())
+        self._released.append(resident)
+        self._take_back()
 
     def _leave(self, waiter: _Waiter) -> None:
         """Nobody waits any more; what was given just now is given back."""

@@ -30,6 +30,10 @@ class Session:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hold nothing any more. Safe to repeat, from any thread."""
         self._held.close()
 
     @property

@@ -21,6 +21,7 @@ from openai_local.routes import (
     rerank,
     tokens,
 )
+from openai_local.routes.auth import Authorize
 from openai_local.routes.endpoint import Endpoint, Handler
 from openai_local.routes.services import Services
 
@@ -57,10 +58,12 @@ ROUTES = (
 )
 
 
-def build(services: Services) -> list[Route]:
+def build(services: Services, authorize: Authorize | None = None) -> list[Route]:
     """The routes of one application."""
     routes: list[Route] = []
     for row in ROUTES:
-        endpoint = Endpoint(services, row.method, row.handle, row.prompt_param, row.needs_key)
+        endpoint = Endpoint(
+            services, row.method, row.handle, row.prompt_param, row.needs_key, authorize
+        )
         routes += [Route(prefix + row.path, endpoint) for prefix in ("", "/v1")]
     return routes

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from openai_local.routes.auth import check_key
+from openai_local.routes.auth import Authorize, check_host, check_key
 from openai_local.routes.errors import ErrorShape, shape
 from openai_local.routes.host import ClientLeft
 from openai_local.routes.services import Services
@@ -25,13 +25,17 @@ Handler = Callable[[Services, Request], Awaitable[ASGIApp]]
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """``handle`` answers ``method``; errors in its prompt are blamed on ``prompt_param``."""
+    """``handle`` answers ``method``; errors in its prompt are blamed on ``prompt_param``.
+
+    Where a key is needed, the host's ``authorize`` is asked, too.
+    """
 
     services: Services
     method: str
     handle: Handler
     prompt_param: str = "messages"
     needs_key: bool = True
+    authorize: Authorize | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         services = self.services.for_request()
@@ -52,6 +56,7 @@ class Endpoint:
         try:
             if self.needs_key:
                 check_key(request, services.settings.api_key)
+                await check_host(request, self.authorize)
             return await self.handle(services, request)
         except ClientLeft:
             return Response(status_code=499)

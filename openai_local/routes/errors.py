@@ -7,29 +7,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from openai_local.chat_template import TemplateError
+from openai_local.api.errors import RequestError, named
 from openai_local.engine import (
     DeadlineExceeded,
-    EmptyPrompt,
     EngineError,
     EngineStopped,
-    InvalidConstraint,
-    InvalidSampling,
-    InvalidToken,
     ModelLoadFailed,
-    PromptTooLong,
     QueueFull,
-    Unsupported,
 )
 from openai_local.models.errors import (
     FailedLately,
     ModelsBusy,
     ModelTooLarge,
     UnknownModel,
-    WrongUse,
 )
 from openai_local.models.files import NoModel
 
@@ -44,15 +38,11 @@ HEADERS = {
 }
 
 
-class RequestError(Exception):
-    """The request is refused with ``status``; ``param`` names what is wrong in it."""
+class HttpRefusal(RequestError):
+    """A request that is refused with a ``status`` of its own."""
 
-    def __init__(
-        self, message: str, *, param: str | None = None, code: str | None = None, status: int = 400
-    ) -> None:
-        super().__init__(message)
-        self.param = param
-        self.code = code
+    def __init__(self, message: str, status: int, code: str) -> None:
+        super().__init__(message, code=code)
         self.status = status
 
 
@@ -86,13 +76,13 @@ class ErrorShape:
 def shape(error: Exception, prompt_param: str = "messages") -> ErrorShape:
     """How ``error`` looks to a client; ``prompt_param`` is where the endpoint's prompt stands."""
     text = str(error)
+    refusal = named(error, prompt_param)
+    if refusal is not None:
+        status = error.status if isinstance(error, HttpRefusal) else 400
+        return ErrorShape(status, str(refusal), param=refusal.param, code=refusal.code)
     match error:
-        case RequestError():
-            return ErrorShape(error.status, text, param=error.param, code=error.code)
         case UnknownModel():
             return ErrorShape(404, text, param="model", code="model_not_found")
-        case WrongUse():
-            return ErrorShape(400, text, param="model", code="unsupported_model")
         case ModelTooLarge():
             return ErrorShape(503, text, type="server_error", code="model_too_large", headers=FINAL)
         case ModelsBusy():
@@ -102,22 +92,6 @@ def shape(error: Exception, prompt_param: str = "messages") -> ErrorShape:
             headers = {"retry-after": str(math.ceil(error.retry_in_s))}
             code = "model_load_failed"
             return ErrorShape(503, text, type="server_error", code=code, headers=headers)
-        case PromptTooLong():
-            text = (
-                f"This model's maximum context length is {error.n_max} tokens of input;"
-                f" the {prompt_param} resulted in {error.n_prompt} tokens."
-            )
-            return ErrorShape(400, text, param=prompt_param, code="context_length_exceeded")
-        case InvalidToken() if error.where != "prompt":
-            return ErrorShape(400, text, param=error.where, code="invalid_value")
-        case InvalidSampling():
-            return ErrorShape(400, text, param=error.name, code="invalid_value")
-        case InvalidConstraint():
-            return ErrorShape(400, text, code="invalid_value")
-        case EmptyPrompt() | InvalidToken() | TemplateError():
-            return ErrorShape(400, text, param=prompt_param, code="invalid_value")
-        case Unsupported():
-            return ErrorShape(400, text, param="model", code="unsupported_model")
         case ModelLoadFailed() | NoModel():
             return ErrorShape(503, text, type="server_error", code="model_load_failed")
         case QueueFull():
@@ -129,6 +103,9 @@ def shape(error: Exception, prompt_param: str = "messages") -> ErrorShape:
         case EngineError():
             return ErrorShape(500, text, type="server_error", code="engine_error")
         case HTTPException():
-            return ErrorShape(error.status_code, error.detail)
+            # FastAPI's has a detail of any type.
+            text = error.detail if isinstance(error.detail, str) else to_json(error.detail).decode()
+            headers = {name.lower(): value for name, value in (error.headers or {}).items()}
+            return ErrorShape(error.status_code, text, headers=headers)
         case _:
             return ErrorShape(500, "internal error", type="server_error")

@@ -7,10 +7,8 @@ from dataclasses import dataclass, field
 from starlette.requests import Request
 
 from openai_local.config import Settings, Use
-from openai_local.models.loads import LoadedModel
 from openai_local.models.registry import Registry
 from openai_local.models.session import Session
-from openai_local.routes.host import unless_left
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,16 +24,6 @@ class Services:
 
     def for_request(self) -> Services:
         return Services(self.registry, self.settings)
-
-    async def model(self, request: Request, name: str, use: Use | None = "chat") -> LoadedModel:
-        """The model, loaded if need be while the client waits for it, and held.
-
-        Raises what Registry.acquire raises, and ClientLeft.
-        """
-        loaded = self.models.now(name, use)
-        if loaded is not None:
-            return loaded
-        return await unless_left(request.receive, lambda: self.models.get(name, use))
 
     def named_in_path(self, request: Request, use: Use) -> str:
         """The model of a path before 2022, which named it: the default where it is none of ours."""

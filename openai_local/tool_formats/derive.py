@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from openai_local.template_sandbox import TemplateError
+from openai_local.template_sandbox import TemplateError, TemplateTooSlow
 from openai_local.template_traits import ANSWER, KEY, NAME, USER, VALUE, call, tool, user
 from openai_local.tool_formats.arguments import Arguments, JsonArguments, TaggedArguments
 from openai_local.tool_formats.cursor import Marker, Slot
@@ -84,6 +84,8 @@ def render_call(template: ChatTemplate) -> str:
         text = template.render_exactly(
             template.adapt([user(), message], None), tools=template.adapt_tools([tool(NAME)])
         )
+    except TemplateTooSlow:
+        raise
     except TemplateError:
         return ""
     return text.rpartition(USER)[2]
@@ -104,6 +106,8 @@ def _render(template: ChatTemplate, calls: Sequence[Call]) -> _Sample | None:
         with_calls = template.render_exactly(messages, tools=template.adapt_tools(tools))
         plain = template.adapt([user(), {"role": "assistant", "content": ANSWER}], None)
         without = template.render_exactly(plain, tools=template.adapt_tools(tools))
+    except TemplateTooSlow:
+        raise
     except TemplateError:
         return None
     said = _tokens(with_calls.rpartition(USER)[2])
