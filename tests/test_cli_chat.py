@@ -12,7 +12,6 @@ from typing import Any
 import anyio
 import httpx
 import pytest
-from anyio.from_thread import start_blocking_portal
 from assets.tiny import llama
 from fakes import FakeBackend, fake_app, fake_engine, spelling
 from servers import engine_threads, serve, wait_until
@@ -23,7 +22,6 @@ from openai_local.application import Application
 from openai_local.cli import service
 from openai_local.cli.client import Client
 from openai_local.cli.failures import CommandFailed
-from openai_local.cli.in_process import InProcessTransport
 from openai_local.engine import Engine, EngineConfig
 
 THINKING = (
@@ -283,70 +281,6 @@ def test_a_model_of_the_settings_is_named_without_its_path(
     run("chat", str(four), "--config", str(file), *GREEDY, stdin="?")
     assert opened[-1].model == four
     assert "embedding only" in line_of(run("chat", "vectors", "--config", str(file), stdin="?"), 1)
-
-
-@contextmanager
-def in_process(app: Any) -> Iterator[httpx.Client]:
-    with start_blocking_portal() as portal:
-        transport = InProcessTransport(app, portal)
-        with httpx.Client(transport=transport, base_url="http://in-process") as client:
-            yield client
-
-
-def test_in_this_process_parts_of_an_answer_come_as_they_are_sent() -> None:
-    go_on = threading.Event()
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        assert (await receive())["body"] == b"question"
-        await send({"type": "http.response.start", "status": 201, "headers": [(b"a", b"b")]})
-        await send({"type": "http.response.body", "body": b"one", "more_body": True})
-        await anyio.to_thread.run_sync(go_on.wait)
-        await send({"type": "http.response.body", "body": b"two"})
-
-    with in_process(app) as client:
-        with client.stream("POST", "/path?q=1", content=b"question") as response:
-            assert (response.status_code, response.headers["a"]) == (201, "b")
-            parts = response.iter_raw()
-            assert next(parts) == b"one"
-            go_on.set()
-            assert next(parts) == b"two"
-            assert list(parts) == []
-
-
-def test_in_this_process_who_leaves_is_seen_and_who_fails_is_told() -> None:
-    left = threading.Event()
-
-    async def endless(scope: Any, receive: Any, send: Any) -> None:
-        await receive()
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        assert (await receive())["type"] == "http.disconnect"
-        left.set()
-
-    async def failing(scope: Any, receive: Any, send: Any) -> None:
-        raise ValueError("within")
-
-    with in_process(endless) as client:
-        with client.stream("GET", "/") as response:
-            assert response.status_code == 200
-        assert left.wait(10)
-    with in_process(failing) as client, pytest.raises(ValueError, match="within"):
-        client.get("/")
-
-
-def test_in_this_process_a_chat_is_answered_and_everything_ends() -> None:
-    before = engine_threads()
-    app = fake_app(saying("Yes."))
-    with start_blocking_portal() as portal:
-        client = Client("http://in-process/v1", transport=InProcessTransport(app, portal))
-        messages = [{"role": "user", "content": "?"}]
-        body = {"model": "fake", "messages": messages, "temperature": 0}
-        chunks = list(client.stream("chat/completions", body))
-        assert client.models() == ["fake"]
-        portal.call(app.aclose)
-        client.close()
-    text = "".join(c["choices"][0]["delta"].get("content") or "" for c in chunks)
-    assert text == "Yes."
-    assert engine_threads() == before
 
 
 @pytest.mark.parametrize(
