@@ -21,6 +21,7 @@ from openai_local.cli.screen import err
 from openai_local.config import Settings, Use, load_settings
 from openai_local.inprocess.portal import Portal
 from openai_local.inprocess.transports import sync_transport
+from openai_local.models import registry
 from openai_local.models.errors import UnknownModel
 from openai_local.models.registry import Lease
 
@@ -89,10 +90,9 @@ def named_model(name: str | None, settings: Mapping[str, Any]) -> dict[str, Any]
 
 @contextmanager
 def _local(given: Mapping[str, Any], embeds: bool) -> Iterator[Service]:
-    # Warnings of ours go to stderr, and nothing else.
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     portal = Portal("openai_local command line")
     with ExitStack() as stack:
+        stack.enter_context(_warnings())
         stack.callback(portal.close)
         application, name = _application(given, embeds, portal)
         transport = sync_transport(httpx, application, portal, application.aclose)
@@ -103,6 +103,20 @@ def _local(given: Mapping[str, Any], embeds: bool) -> Iterator[Service]:
         _show_progress(application, name, lease)
         stack.callback(lease.result().release)
         yield Service(client, name)
+
+
+@contextmanager
+def _warnings() -> Iterator[None]:
+    """Those of ours on standard error, and nothing else. That a load failed, we say ourselves."""
+    handler = logging.StreamHandler()
+    handler.setLevel(logging.WARNING)
+    handler.addFilter(lambda record: record.name != registry.__name__)
+    logger = logging.getLogger("openai_local")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def _show_progress(application: Application, name: str, lease: Future[Lease]) -> None:
@@ -126,8 +140,8 @@ def _application(given: Mapping[str, Any], embeds: bool, portal: Portal) -> tupl
         alone = dict.fromkeys(("model_id", "embedding_model", "default_model", "models_dir"))
         settings = settings.model_copy(update={**alone, "models": {}})
     application = Application(settings)
-    registry = application.registry
-    return application, registry.embedding_id if embeds else registry.default_id
+    known_ids = application.registry
+    return application, known_ids.embedding_id if embeds else known_ids.default_id
 
 
 def _alone(settings: Settings) -> Settings:
