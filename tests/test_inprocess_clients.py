@@ -6,15 +6,13 @@ import gc
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from typing import Any
 
 import anyio
 import httpx
 import openai
 import pytest
-from clients import MESSAGES, MODEL
+from clients import MESSAGES, MODEL, n_cancelled, until, until_async
 from fakes import FakeBackend, fake_app, spelling
 from openai.types.chat import ChatCompletionMessageParam
 from starlette.applications import Starlette
@@ -23,7 +21,6 @@ from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Mount, Route
 
 import openai_local
-from openai_local.application import Application
 from openai_local.inprocess.transports import async_transport
 
 CHAT: list[ChatCompletionMessageParam] = [{"role": "user", "content": "hello"}]
@@ -31,24 +28,6 @@ CHAT: list[ChatCompletionMessageParam] = [{"role": "user", "content": "hello"}]
 
 def hello() -> FakeBackend:
     return FakeBackend(next_token=spelling("hello"), step_s=0.002)
-
-
-def n_cancelled(app: Application) -> int:
-    loaded = app.registry.loaded(MODEL)
-    return 0 if loaded is None else loaded.engine.metrics().requests_cancelled_total
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-
-
-async def until_async(condition: Callable[[], bool]) -> None:
-    with anyio.fail_after(10):
-        while not condition():
-            await anyio.sleep(0.001)
 
 
 # Of the client's own generators, which it leaves behind [DONE]: trio warns about such.
@@ -120,6 +99,7 @@ async def test_dropping_a_stream_frees_its_place(anyio_backend: str) -> None:
     client = openai_local.client(app)
     async for _ in await client.chat.completions.create(model=MODEL, messages=CHAT, stream=True):
         break
+    gc.collect()
     await until_async(lambda: n_cancelled(app) == 1)
     await app.aclose()
 
