@@ -173,7 +173,7 @@ async def test_a_pydantic_model_is_a_response_format() -> None:
 
 
 async def test_a_cancelled_call_frees_its_place() -> None:
-    async with engine_of(FakeBackend(step_s=0.01)) as engine:
+    async with engine_of(FakeBackend(n_ctx=4096, step_s=0.01)) as engine:
         with anyio.move_on_after(0.1) as scope:
             await engine.chat("hi")
         assert scope.cancelled_caught
@@ -181,7 +181,7 @@ async def test_a_cancelled_call_frees_its_place() -> None:
 
 
 async def test_a_stream_that_is_closed_early_frees_its_place() -> None:
-    async with engine_of(FakeBackend(step_s=0.01)) as engine:
+    async with engine_of(FakeBackend(n_ctx=4096, step_s=0.01)) as engine:
         async with engine.stream_chat("hi") as stream:
             async for _ in stream:
                 break
@@ -195,7 +195,7 @@ async def test_a_stream_that_is_closed_early_frees_its_place() -> None:
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])  # trio warns about what is dropped
 async def test_a_stream_that_is_dropped_frees_its_place(anyio_backend: str) -> None:
-    async with engine_of(FakeBackend(step_s=0.01)) as engine:
+    async with engine_of(FakeBackend(n_ctx=4096, step_s=0.01)) as engine:
         async for _ in engine.stream_chat("hi"):
             break
         await until_async(lambda: n_cancelled(engine._local) == 1)
@@ -210,7 +210,7 @@ async def test_a_stream_that_nobody_reads_costs_nothing() -> None:
 
 
 async def test_the_application_and_its_engine_share_a_batch() -> None:
-    backend = FakeBackend(step_s=0.005)
+    backend = FakeBackend(n_ctx=4096, step_s=0.005)
     app = fake_app(backend)
     engine = Engine.of(app)
     await engine.chat("hi", max_tokens=1)

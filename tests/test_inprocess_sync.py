@@ -83,7 +83,7 @@ def test_errors_are_raised_where_the_call_is() -> None:
 
 
 def test_a_stream_that_is_closed_or_dropped_frees_its_place() -> None:
-    with engine_of(FakeBackend(step_s=0.005)) as engine:
+    with engine_of(FakeBackend(n_ctx=4096, step_s=0.005)) as engine:
         with engine.stream_chat("hi") as stream:
             next(stream)
         until(lambda: n_cancelled(engine._engine._local) == 1)
@@ -95,7 +95,7 @@ def test_a_stream_that_is_closed_or_dropped_frees_its_place() -> None:
 
 
 def test_closing_ends_those_who_wait() -> None:
-    backend = FakeBackend(step_s=0.01)
+    backend = FakeBackend(n_ctx=4096, step_s=0.01)
     engine = SyncEngine("fake.gguf")
     engine._engine._local = fake_app(backend)
     with ThreadPoolExecutor(2) as pool:
@@ -110,7 +110,7 @@ def test_closing_ends_those_who_wait() -> None:
 
 
 def test_an_interrupt_leaves_nothing_running() -> None:
-    with engine_of(FakeBackend(step_s=0.01)) as engine:
+    with engine_of(FakeBackend(n_ctx=4096, step_s=0.01)) as engine:
         engine.chat("hi", max_tokens=1)
         for call in (lambda: engine.chat("hi"), lambda: list(engine.stream_chat("hi"))):
             before = n_cancelled(engine._engine._local)
@@ -126,7 +126,7 @@ import sys
 sys.path.insert(0, "tests")
 from fakes import FakeBackend, fake_app
 from openai_local import SyncEngine
-engine = SyncEngine.of(fake_app(FakeBackend(step_s=0.01)))
+engine = SyncEngine.of(fake_app(FakeBackend(n_ctx=4096, step_s=0.01)))
 stream = engine.stream_chat("hi")
 next(stream)
 """

@@ -101,7 +101,7 @@ def test_python_goes_past_the_routes() -> None:
         "openai_local.pytest_plugin",
         f"{room}.clients",
     }
-    assert importers(room) - importers(room, room) == {"openai_local"}
+    assert importers(room) - importers(room, room) == {"openai_local", "openai_local.application"}
 
 
 def test_the_kit_for_tests_is_used_by_nothing_else() -> None:
