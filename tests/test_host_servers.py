@@ -42,9 +42,10 @@ def pids_of(running: Process, n: int) -> set[int]:
 
 
 @pytest.mark.parametrize("server", SERVERS)
-def test_it_answers_and_ends_under(server: str) -> None:
+def test_it_answers_and_ends_under(server: str, tmp_path: Path) -> None:
     command, n_workers = SERVERS[server]
-    with host_process(command) as running:
+    # gunicorn leaves a socket in its user's home.
+    with host_process(command, HOME=str(tmp_path)) as running:
         pids = pids_of(running, n_workers)
         check(f"{running.url}/v1")
         running.process.send_signal(signal.SIGTERM)
