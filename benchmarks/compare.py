@@ -9,27 +9,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
+from comparison import end, measured, parsed, run_options
 from picture import draw
 from ratios import Ratio
-from servers import (
-    Server,
-    ServerFailed,
-    check_servers,
-    machine,
-    positive,
-    running,
-    server_options,
-)
+from servers import Server, server_options
 from throughput import SETTLE_S, markdown, percentile
 from workloads import WORKLOADS, Outcome, Target
 
@@ -132,19 +122,6 @@ def ratios(rounds: Rounds, ours: str, theirs: str) -> list[Ratio]:
     return found
 
 
-def as_json(rounds: Rounds) -> dict[str, Any]:
-    return {
-        "machine": machine(),
-        "command": shlex.join(sys.argv),
-        "rounds": [
-            {"workload": name, "server": server, "round": index}
-            | {field: getattr(each, field) for field in Figures.__slots__}
-            for (name, server), figures in rounds.items()
-            for index, each in enumerate(figures)
-        ],
-    }
-
-
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Runs real workloads against this project's server and its peers."
@@ -153,33 +130,23 @@ def arguments() -> argparse.Namespace:
     names = list(WORKLOADS)
     parser.add_argument("--workloads", nargs="+", choices=names, default=names, metavar="NAME",
                         help=f"of {', '.join(names)} (default all)")  # fmt: skip
-    parser.add_argument("--rounds", type=positive, default=3, metavar="N", help="default 3")
-    parser.add_argument("--seed", type=int, default=0, help="of the prompts (default 0)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every round to FILE")
+    run_options(parser, rounds=3)
     parser.add_argument("--picture", type=Path, metavar="FILE",
                         help="draw the ratios, as .svg or .png (needs matplotlib)")  # fmt: skip
-    args = parser.parse_args()
-    args.extras = True
-    check_servers(parser, args)
-    return args
+    return parsed(parser)
 
 
 def main() -> int:
     args = arguments()
-    try:
-        with running(args) as servers:
-            rounds = measure(servers, args)
-    except ServerFailed as error:
-        print(error, file=sys.stderr)
+    found = measured(args, measure)
+    if found is None:
         return 1
+    (ours, *peers), rounds = found
     print(markdown([list(HEADINGS), *(row(*key, each) for key, each in rounds.items())]))
-    ours, peers = servers[0].name, [server.name for server in servers[1:]]
     compared = {peer: ratios(rounds, ours, peer) for peer in peers}
     for peer, found in compared.items():
         print(*(ratio.line(ours, peer) for ratio in found), sep="\n")
-    print("(" + ", ".join(f"{key} {value}" for key, value in machine().items()) + ")")
-    if args.json:
-        args.json.write_text(json.dumps(as_json(rounds), indent=2) + "\n")
+    end(args, "workload", rounds, asdict)
     if args.picture and peers:
         draw(compared, ours, args.picture)
     return 0

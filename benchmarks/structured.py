@@ -12,15 +12,14 @@ import argparse
 import asyncio
 import json
 import random
-import shlex
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any
 
+from comparison import end, measured, parsed, run_options
 from load import (
     WORDS,
     StreamFailure,
@@ -30,15 +29,7 @@ from load import (
 )
 from ratios import Ratio
 from schemas import SCHEMAS, check
-from servers import (
-    Server,
-    ServerFailed,
-    check_servers,
-    machine,
-    positive,
-    running,
-    server_options,
-)
+from servers import Server, positive, server_options
 from throughput import SETTLE_S, markdown, percentile
 
 
@@ -210,18 +201,6 @@ def ratios(rounds: Rounds, ours: str, theirs: str) -> list[Ratio]:
     ]
 
 
-def as_json(rounds: Rounds) -> dict[str, Any]:
-    return {
-        "machine": machine(),
-        "command": shlex.join(sys.argv),
-        "rounds": [
-            {"clients": clients, "server": server, "round": index, **asdict(each)}
-            for (clients, server), figures in rounds.items()
-            for index, each in enumerate(figures)
-        ],
-    }
-
-
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Compares servers by the schema-bound objects per second that they make."
@@ -232,31 +211,23 @@ def arguments() -> argparse.Namespace:
                        help="numbers of clients (default 1 8)")  # fmt: skip
     for option, default, text in (
         ("--requests-per-client", 10, "requests of one client in a round"),
-        ("--rounds", 5, "measured rounds with each number of clients"),
         ("--max-tokens", 400, "output tokens after which an object counts as failed"),
         ("--timeout", 300, "seconds for one request"),
     ):
         group.add_argument(option, type=positive, default=default, metavar="N",
                            help=f"{text} (default {default})")  # fmt: skip
     group.add_argument("--warmup", action="store_true", help="one unmeasured round before them")
-    group.add_argument("--seed", type=int, default=0, help="of the prompts (default 0)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every round to FILE")
-    args = parser.parse_args()
-    args.extras = True
-    check_servers(parser, args)
-    return args
+    run_options(parser, rounds=5)
+    return parsed(parser)
 
 
 def main() -> int:
     args = arguments()
-    try:
-        with running(args) as servers:
-            rounds = measure(servers, args)
-    except ServerFailed as error:
-        print(error, file=sys.stderr)
+    found = measured(args, measure)
+    if found is None:
         return 1
+    (ours, *peers), rounds = found
     print(markdown([list(HEADINGS), *(row(*key, each) for key, each in rounds.items())]))
-    ours, peers = servers[0].name, [server.name for server in servers[1:]]
     for peer in peers:
         print(*(ratio.line(ours, peer) for ratio in ratios(rounds, ours, peer)), sep="\n")
     errors = [
@@ -266,9 +237,7 @@ def main() -> int:
         for text in each.errors
     ]
     print(*dict.fromkeys(errors), sep="\n")
-    print("(" + ", ".join(f"{key} {value}" for key, value in machine().items()) + ")")
-    if args.json:
-        args.json.write_text(json.dumps(as_json(rounds), indent=2) + "\n")
+    end(args, "clients", rounds, asdict)
     return 1 if errors else 0
 
 

@@ -7,7 +7,7 @@ The life of a request:
 1. ``routes/`` reads the body into the endpoint's type, or answers 400 naming what is wrong;
 2. ``models/`` finds the model that ``model`` names and has it loaded, once, on first use;
 3. ``chat_template.py`` renders the messages with the model's own template, in a sandbox;
-4. ``routes/generation.py`` tokenises and submits one generation a choice to the engine;
+4. ``api/generation.py`` tokenises and submits one generation a choice to the engine;
 5. ``engine/worker.py`` hands it to the model's one thread through an inbox;
 6. ``engine/scheduler.py`` picks each step's tokens: every running sequence's, then prompt chunks;
 7. ``engine/llama/`` decodes them with llama.cpp; ``engine/text.py`` makes text of the tokens;
@@ -27,10 +27,17 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from openai import AsyncOpenAI, OpenAI
+    from starlette.types import ASGIApp
+
+    from openai_local.api.errors import RequestError
     from openai_local.application import Application
     from openai_local.config import ConfigError, Settings
-    from openai_local.engine import Engine, EngineConfig, EngineError
+    from openai_local.engine import EngineConfig, EngineError
+    from openai_local.inprocess.engine import Engine
+    from openai_local.inprocess.sync_engine import SyncEngine
     from openai_local.middleware import Middleware
+    from openai_local.models.errors import UnknownModel
     from openai_local.routes.auth import Authorize
 
 __version__ = "0.1.0"
@@ -42,19 +49,27 @@ __all__ = [
     "EngineConfig",
     "EngineError",
     "Middleware",
+    "RequestError",
     "Settings",
+    "SyncEngine",
+    "UnknownModel",
     "app",
+    "client",
     "merge_openapi",
+    "sync_client",
 ]
 
 _ROOMS = {
     "Application": "openai_local.application",
     "ConfigError": "openai_local.config",
-    "Engine": "openai_local.engine",
+    "Engine": "openai_local.inprocess.engine",
     "EngineConfig": "openai_local.engine",
     "EngineError": "openai_local.engine",
     "Middleware": "openai_local.middleware",
+    "RequestError": "openai_local.api.errors",
     "Settings": "openai_local.config",
+    "SyncEngine": "openai_local.inprocess.sync_engine",
+    "UnknownModel": "openai_local.models.errors",
 }
 
 
@@ -63,7 +78,8 @@ def app(
 ) -> Application:
     """An ASGI application with the OpenAI routes, to mount at any prefix or to serve by itself.
 
-    ``model`` is the path of a GGUF file; without one, the setting ``OPENAI_LOCAL_MODEL`` or the
+    ``model`` is the path of a GGUF file, ``hf:owner/repo[:quant]`` or an https URL, which are
+    downloaded when the model loads; without one, the setting ``OPENAI_LOCAL_MODEL`` or the
     packaged SmolLM2 is used. ``options`` are the fields of :class:`Settings`; each may also come
     from the environment as ``OPENAI_LOCAL_<NAME>``, and an argument wins.
 
@@ -82,6 +98,36 @@ def app(
     if model is not None:
         options["model"] = model
     return Application(load_settings(**options), authorize=authorize)
+
+
+def client(
+    app: Application | ASGIApp | str | Path | None = None, *, prefix: str = "/v1", **options: Any
+) -> AsyncOpenAI:
+    """OpenAI's own ``AsyncOpenAI``, whose requests go to ``app`` in this process, without a socket.
+
+        client = openai_local.client(local)
+        stream = await client.chat.completions.create(..., stream=True)
+
+    ``app`` is an application of ours, or of any host that has our routes at ``prefix``; its models
+    stay loaded when the client is closed. A model's file, or nothing, has an application of its
+    own made as :func:`app` does, which ``await client.close()`` frees. ``options`` are
+    AsyncOpenAI's own. Needs the ``openai`` package.
+    """
+    from openai_local.inprocess import clients
+
+    return clients.client(app, prefix=prefix, **options)
+
+
+def sync_client(
+    app: Application | ASGIApp | str | Path | None = None, *, prefix: str = "/v1", **options: Any
+) -> OpenAI:
+    """As :func:`client`, but OpenAI's ``OpenAI``, for code that has no event loop.
+
+    The application runs in a loop on a thread of the client's own, which ``client.close()`` ends.
+    """
+    from openai_local.inprocess import clients
+
+    return clients.sync_client(app, prefix=prefix, **options)
 
 
 def merge_openapi(

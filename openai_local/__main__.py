@@ -8,12 +8,12 @@ import sys
 def main() -> None:
     """Run the command line, or say what it needs."""
     try:
-        from openai_local import cli
+        from openai_local.cli.program import program
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("typer", "uvicorn"):
+        if (error.name or "").partition(".")[0] not in ("rich", "typer"):
             raise
         sys.exit(f"{error.name} is missing: pip install 'openai-local[server]'")
-    cli.main()
+    program(prog_name="openai-local")
 
 
 if __name__ == "__main__":

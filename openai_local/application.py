@@ -6,7 +6,8 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Router
@@ -15,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from openai_local import lifespan, routes
 from openai_local.config import Settings
 from openai_local.engine import Engine, EngineConfig, EngineStopped
+from openai_local.models.footprint import Measure, within
 from openai_local.models.registry import Registry
 from openai_local.routes.auth import Authorize
 from openai_local.routes.endpoint import not_found
@@ -22,6 +24,10 @@ from openai_local.routes.host import stopping, unless_stopping
 from openai_local.routes.mount import mounted
 from openai_local.routes.openapi import document
 from openai_local.routes.services import Services
+
+if TYPE_CHECKING:
+    from openai_local.inprocess.engine import Engine as InProcess
+    from openai_local.inprocess.sync_engine import SyncEngine as SyncInProcess
 
 logger = logging.getLogger(__name__)
 
@@ -41,16 +47,18 @@ class Application:
         self,
         settings: Settings,
         open_engine: Callable[[EngineConfig], Engine] = Engine,
+        measure: Measure = within,
         *,
         authorize: Authorize | None = None,
     ) -> None:
         self.settings = settings
         self._open_engine = open_engine
+        self._measure = measure
         self._authorize = authorize
         self._open()
 
     def _open(self) -> None:
-        self.registry = Registry(self.settings, self._open_engine)
+        self.registry = Registry(self.settings, self._open_engine, self._measure)
         self._routes = self._build_routes()
         self._pid = os.getpid()
 
@@ -69,7 +77,7 @@ class Application:
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._check_process()
+        self.check_process()
         if scope["type"] == "lifespan":
             await lifespan.run(self.lifespan(), scope, receive, send)
         else:
@@ -78,13 +86,14 @@ class Application:
 
     @asynccontextmanager
     async def lifespan(self, app: Any = None, *, warm: bool = True) -> AsyncIterator[None]:
-        """Load the default model, then serve; at the end stop all engines and free all models.
+        """Load the default model, or those that are pinned, then serve; at the end stop all engines
+        and free all models.
 
         ``app`` is the host, of which nothing is needed. Raises what the load raises, which keeps
         the host from starting. May be entered again after its end. Unless ``warm``, the model is
         left to the first request.
         """
-        self._check_process()
+        self.check_process()
         self.registry.open()
         try:
             if warm:
@@ -93,9 +102,23 @@ class Application:
         finally:
             await self.aclose()
 
+    @cached_property
+    def engine(self) -> InProcess:
+        """The application's models for Python code, on any event loop."""
+        from openai_local.inprocess.engine import Engine
+
+        return Engine.of(self)
+
+    @cached_property
+    def sync_engine(self) -> SyncInProcess:
+        """The same for code without an event loop, by one thread for all that use it."""
+        from openai_local.inprocess.sync_engine import SyncEngine
+
+        return SyncEngine.of(self)
+
     async def _load(self) -> None:
         try:
-            await unless_stopping(lambda: self.registry.get(self.registry.default_id))
+            await unless_stopping(self.registry.warm)
         except EngineStopped:
             if not stopping():
                 raise
@@ -106,11 +129,14 @@ class Application:
 
     async def aclose(self) -> None:
         """Stop all engines and free all models; whoever waits gets an error. Safe to repeat."""
-        self._check_process()
+        self.check_process()
         await self.registry.aclose()
 
-    def _check_process(self) -> None:
-        """After a fork no thread of the parent's is here, and its locks may be held for ever."""
+    def check_process(self) -> None:
+        """Before anybody uses the registry.
+
+        After a fork no thread of the parent's is here, and its locks may be held for ever.
+        """
         if self._pid != os.getpid():
             logger.info("forked from %d: models are loaded again in this process", self._pid)
             self._open()

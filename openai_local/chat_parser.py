@@ -94,11 +94,12 @@ class ChatParser:
             next(self._reading, None)
         return self._out.take()
 
-    def finish(self) -> list[Delta]:
-        """What was held back, at the end of the output."""
+    def finish(self, *, cut: bool = False) -> list[Delta]:
+        """What was held back, at the end of the output; one that was ``cut`` off may end within a
+        mark, which is no text."""
         if self._reading is None:
             return []
-        self._cursor.closed = True
+        self._cursor.closed, self._cursor.cut = True, cut
         for _ in self._reading:
             pass
         return self._out.take()
@@ -170,14 +171,20 @@ class ChatParser:
                 return
             found = yield from cursor.until(stops, out.content)
             if found is None:
-                out.end_content()
+                if not cursor.cut or not cursor.starved:  # else space before a mark
+                    out.end_content()
                 return
             if found == closer:
                 closer = None
                 continue
             cursor.pos -= len(found)
             assert self._format is not None, "its trigger was found"
-            if (yield from self._format.read(cursor, self._tools, out.start)):
+            cursor.starved = False
+            called = yield from self._format.read(cursor, self._tools, out.start)
+            if cursor.cut and cursor.starved:
+                out.begin_content(lead=True)
+                cursor.drop_rest()
+            elif called:
                 yield from self._read_between()
             else:
                 out.content(found)
@@ -185,11 +192,14 @@ class ChatParser:
 
     def _read_alone(self, format: ToolFormat) -> Reading[None]:
         place = self._cursor.mark()
+        self._cursor.starved = False
         yield from self._cursor.skip_space()
         if (yield from format.read(self._cursor, self._tools, self._out.start)):
             yield from self._read_between()
-        else:
-            self._cursor.back(place)
+            return
+        self._cursor.back(place)
+        if self._cursor.cut and self._cursor.starved and format.is_call(self._cursor.rest):
+            self._cursor.drop_rest()
 
     def _read_between(self) -> Reading[None]:
         """Space behind a call, and a thought between calls."""

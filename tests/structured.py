@@ -122,6 +122,10 @@ def _orders(schema: Any) -> dict[str, set[str]]:
             required = item.get("required")
             for name in required if isinstance(required, list) else []:
                 before.setdefault(str(name), set())
+            for keyword in ("dependencies", "dependentRequired", "dependentSchemas"):
+                for name, needed in item.get(keyword, {}).items():
+                    for other in [name, *(needed if isinstance(needed, list) else [])]:
+                        before.setdefault(other, set())
         elif isinstance(item, list):
             stack += item
     return {name: names - after.get(name, set()) for name, names in before.items()}

@@ -124,13 +124,16 @@ async def test_every_role_and_text_parts_reach_the_template() -> None:
         {"role": "user", "content": "question", "name": "ann"},
         {"role": "assistant", "content": "reply"},
         {"role": "assistant", "content": None, "refusal": "no"},
+        {"role": "assistant", "content": "yes", "refusal": "but"},
     ]  # fmt: skip
     backend = FakeBackend()
     async with serving(backend) as client:
         response = await client.post(PATH, json=body(messages=messages))
     assert response.status_code == 200
-    prompt = "<system>rules<system>a\nb<user>question<assistant>reply<assistant>no<assistant>"
-    assert bytes(backend.slots[0]).decode().startswith(prompt)
+    prompt = (
+        "<system>rules<system>a\nb<user>question<assistant>reply<assistant>no<assistant>yes\nbut"
+    )
+    assert bytes(backend.slots[0]).decode().startswith(f"{prompt}<assistant>")
 
 
 async def test_control_tokens_in_what_users_write_stay_text() -> None:

@@ -259,6 +259,20 @@ def test_an_output_that_is_cut_off_loses_nothing_of_a_call_begun(
             assert len(same) >= len(call[1]) - 25, "what may be half a mark is kept as text"
 
 
+@pytest.mark.parametrize(("found", "text"), [(output[1], output[2]) for output in OUTPUTS])
+def test_what_is_cut_off_within_a_mark_is_no_content(found: ToolFormat, text: str) -> None:
+    options: dict[str, Any] = {"tool_format": found, "prompt": start_of(found)}
+    whole = parse(text, **options)
+    for end in range(len(text)):
+        message = parse_in_all_ways(text[:end], cut=True, **options)
+        # Of what is JSON all over a few characters may be an answer still.
+        if not (found.alone and len(text[:end].strip()) < len('{"name"')):
+            assert whole.content.startswith(message.content.rstrip())
+        assert [name for name, _ in message.calls] == [
+            name for name, _ in whole.calls[: len(message.calls)]
+        ]
+
+
 def test_a_name_comes_at_once_and_arguments_as_they_are_written() -> None:
     parser = ChatParser(tools=TOOLS, tool_format=HERMES)
     assert parser.feed('<tool_call>\n{"name": "get_weather", "argum') == []

@@ -169,6 +169,30 @@ async def test_tokens_that_run_out_within_a_call_give_length() -> None:
     assert answer["message"]["tool_calls"][0]["function"]["arguments"].startswith('{"city')
 
 
+@pytest.mark.parametrize("template", FAMILIES)
+@pytest.mark.parametrize("choice", ["auto", "required"])
+async def test_a_stop_string_ends_what_is_said_and_no_call(template: str, choice: str) -> None:
+    said = CALLS[template]
+    for stop in ("Paris", "{", "<", "\n", '"', "name", "weather", "}"):
+        answer = await ask(says(said, template), tool_choice=choice, stop=stop)
+        (call,) = answer["message"]["tool_calls"]
+        assert json.loads(call["function"]["arguments"]) == {"city": "Paris"}, stop
+        assert answer["finish_reason"] == "tool_calls"
+    if template != LLAMA and choice == "auto":
+        answer = await ask(says(f"I look. END{said}", template), stop="END")
+        assert answer["message"] == {"role": "assistant", "content": "I look. ", "refusal": None}
+        assert answer["finish_reason"] == "stop"
+
+
+async def test_tokens_that_run_out_within_a_second_opener_leave_no_content() -> None:
+    two = f"I look.\n{_HERMES_CALL}\n{_HERMES_CALL}"
+    for n in range(len(_HERMES_CALL) + 9, len(_HERMES_CALL) + 40):
+        answer = await ask(says(two), max_tokens=n)
+        assert answer["message"]["content"] == "I look."
+        assert answer["finish_reason"] == "length"
+        assert len(answer["message"]["tool_calls"]) == 1
+
+
 async def test_all_tools_are_shown_and_only_the_allowed_may_be_called() -> None:
     allowed = {"mode": "required", "tools": [{"type": "function", "function": {"name": "add"}}]}
     backend = says(_HERMES_CALL)
@@ -264,6 +288,60 @@ async def test_a_custom_tool_with_a_regex_is_bound_to_it() -> None:
     assert len(call["custom"]["input"]) == 3 and call["custom"]["input"].isdigit()
 
 
+PATCH = """
+start: "*** Begin" LF line+ "*** End"
+line: "+" /(.*)/ LF
+%import common.LF
+"""
+
+
+def custom(definition: str) -> dict[str, Any]:
+    grammar = {"syntax": "lark", "definition": definition}
+    format = {"type": "grammar", "grammar": grammar}
+    return {"type": "custom", "custom": {"name": "patch", "format": format}}
+
+
+@pytest.mark.parametrize("choice", ["auto", "required", "named"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_custom_tool_with_a_lark_grammar_is_bound_to_it(choice: str, stream: bool) -> None:
+    named = {"type": "custom", "custom": {"name": "patch"}}
+    text = '*** Begin\n+print("a\\n")\n+\n*** End'
+    said = f'<tool_call>\n{{"name": "patch", "arguments": {{"input": {json.dumps(text)} never'
+    async with serving(says(said)) as client:
+        asked = body(tools=[WEATHER, custom(PATCH)], stream=stream, max_tokens=400,
+                     tool_choice=named if choice == "named" else choice,
+                     parallel_tool_calls=False)  # fmt: skip
+        response = await client.post(PATH, json=asked)
+    if stream:
+        parts = [
+            call["custom"]["input"] for chunk in events_of(response)
+            for call in chunk["choices"][0]["delta"].get("tool_calls", ())
+        ]  # fmt: skip
+        assert "".join(parts) == text
+        return
+    (call,) = response.json()["choices"][0]["message"]["tool_calls"]
+    assert call["custom"] == {"name": "patch", "input": text}
+
+
+async def test_a_lark_grammar_is_told_to_the_model() -> None:
+    backend = says("No.")
+    async with serving(backend) as client:
+        await client.post(PATH, json=body(tools=[custom('start: "a"')]))
+    assert b'start: \\"a\\"' in bytes(t % 256 for t in backend.slots[0])
+
+
+async def test_a_grammar_that_a_syntax_cannot_hold_is_refused_there_alone() -> None:
+    statuses = {}
+    for template in (HERMES, TAGGED):
+        async with serving(says("No.", template)) as client:
+            response = await client.post(PATH, json=body(tools=[custom(PATCH)]))
+        statuses[template] = response.status_code
+        if response.status_code == 400:
+            assert response.json()["error"]["param"] == "tools.[0].custom.format"
+            assert "may have" in response.json()["error"]["message"]
+    assert statuses == {HERMES: 200, TAGGED: 400}
+
+
 SKY = {
     "type": "object", "properties": {"sky": {"enum": ["blue", "grey"]}}, "required": ["sky"],
     "additionalProperties": False,
@@ -288,22 +366,72 @@ async def test_beside_a_response_format_it_calls_or_answers_in_that(template: st
         assert talks["message"]["content"] in (None, '{"sky": "')
 
 
-async def test_calls_that_are_json_stand_beside_a_format_only_if_one_must_come() -> None:
+NAMED = {
+    "type": "object", "required": ["name", "age"], "additionalProperties": False,
+    "properties": {"name": {"type": "string"}, "age": {"$ref": "#/$defs/age"}},
+    "$defs": {"age": {"type": "integer", "maximum": 99}},
+}  # fmt: skip
+
+
+def formatted(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "said"),
+    [
+        (SKY, '{"sky": "grey"}'),
+        # These begin as calls do.
+        (NAMED, '{"name": "Rex", "age": 3}'),
+        (NAMED, '{"name": "get_weather", "age": 3}'),
+        ({"anyOf": [NAMED, {"type": "array", "items": {"type": "integer"}}],
+          "$defs": NAMED["$defs"]}, "[1, 2]"),
+        ({"type": "object", "properties": {"name": {"const": "add"}}, "required": ["name"],
+          "additionalProperties": False}, '{"name": "add"}'),
+    ],
+)  # fmt: skip
+async def test_calls_that_are_json_are_told_from_an_answer_in_json(
+    schema: dict[str, Any], said: str
+) -> None:
+    format = formatted(schema)
+    call = await ask(says(CALLS[LLAMA], LLAMA), response_format=format)
+    answer = await ask(says(said, LLAMA), response_format=format)
+    assert call["message"]["tool_calls"][0]["function"] == {
+        "name": "get_weather", "arguments": '{"city": "Paris"}',
+    }  # fmt: skip
+    assert (answer["message"]["content"], answer["finish_reason"]) == (said, "stop")
+    assert "tool_calls" not in answer["message"]
+
+
+async def test_an_answer_that_might_be_a_call_that_is_json_is_refused_unless_one_must_come() -> (
+    None
+):
+    arguments = {"type": "object", "properties": {"parameters": {}}, "additionalProperties": False}
     async with serving(says(CALLS[LLAMA], LLAMA)) as client:
-        auto = await client.post(PATH, json=body(response_format=FORMAT))
-        must = await client.post(PATH, json=body(response_format=FORMAT, tool_choice="required"))
-    assert (auto.status_code, auto.json()["error"]["param"]) == (400, "response_format")
-    assert must.json()["choices"][0]["finish_reason"] == "tool_calls"
+        for format in (
+            {"type": "json_object"}, formatted(arguments), formatted({}),
+            formatted({"anyOf": [SKY, arguments]}), formatted({"$ref": "#/$defs/a",
+                                                              "$defs": {"a": arguments}}),
+            formatted({"enum": [{"parameters": 1}]}),
+        ):  # fmt: skip
+            auto = await client.post(PATH, json=body(response_format=format))
+            must = body(response_format=format, tool_choice="required")
+            must = (await client.post(PATH, json=must)).json()
+            assert (auto.status_code, auto.json()["error"]["param"]) == (400, "response_format")
+            assert "parameters" in auto.json()["error"]["message"]
+            assert must["choices"][0]["finish_reason"] == "tool_calls"
 
 
 def function(name: str = "f", **fields: Any) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, **fields}}
 
 
-_BAD: dict[str, Any] = {"type": "object", "properties": {"a": {"not": {"type": "string"}}}}
+_BAD: dict[str, Any] = {"type": "object", "properties": {"a": {"not": {"pattern": "a"}}}}
 # What llguidance would pass over.
 _BAD_HERE = {"type": "object", "properties": {"a": {"divisibleBy": 2}}}
-_LARK = {"type": "grammar", "grammar": {"syntax": "lark", "definition": 'start: "a"'}}
+# One that no call could hold, and one that says nothing.
+_LARK = {"type": "grammar", "grammar": {"syntax": "lark", "definition": "start: %json {}"}}
+_LARK_BAD = {"type": "grammar", "grammar": {"syntax": "lark", "definition": "start: nowhere"}}
 
 
 @pytest.mark.parametrize(
@@ -319,7 +447,9 @@ _LARK = {"type": "grammar", "grammar": {"syntax": "lark", "definition": 'start: 
          "tools.[1].function.parameters"),
         ({"tools": [function(f"f{i}") for i in range(129)]}, "tools"),
         ({"tools": [{"type": "custom", "custom": {"name": "f", "format": _LARK}}]},
-         "tools.[0].custom.format.grammar.syntax"),
+         "tools.[0].custom.format"),
+        ({"tools": [{"type": "custom", "custom": {"name": "f", "format": _LARK_BAD}}]},
+         "tools.[0].custom.format"),
         ({"tool_choice": "maybe"}, "tool_choice"),
         ({"tool_choice": {"type": "function"}}, "tool_choice.function"),
         ({"tool_choice": {"type": "function", "function": {"name": "nope"}}},

@@ -14,7 +14,8 @@ import jsonschema
 import openai
 import pytest
 from pydantic import BaseModel, Field
-from tool_calls import ADD, WEATHER, tool
+from test_input_grammar import LIST, PATCH, SUM
+from tool_calls import ADD, WEATHER, Matcher, tool
 
 import openai_local
 
@@ -139,3 +140,23 @@ async def test_the_official_client_streams_a_call_by_its_helper(smollm2: Path) -
     assert call.function.name == "get_weather"
     assert isinstance(call.function.parsed_arguments, dict)
     assert "city" in call.function.parsed_arguments
+
+
+async def test_a_custom_tools_input_is_always_of_its_grammar(smollm2: Path) -> None:
+    async with client_of(smollm2) as client:
+        for name, definition in (("patch", PATCH), ("numbers", LIST), ("add_up", SUM)):
+            grammar = {"syntax": "lark", "definition": definition}
+            custom = {"name": name, "format": {"type": "grammar", "grammar": grammar}}
+            asked = fields(name, tools=[{"type": "custom", "custom": custom}], temperature=1.2,
+                           tool_choice={"type": "custom", "custom": {"name": name}})  # fmt: skip
+            ended = 0
+            for seed in range(4):
+                completion = await client.chat.completions.create(**{**asked, "seed": seed})
+                (choice,) = completion.choices
+                (call,) = choice.message.tool_calls or ()
+                assert call.type == "custom" and call.custom.name == name
+                taken, ends = Matcher().matched(definition, call.custom.input)
+                assert taken == call.custom.input
+                ended += ends
+                assert ends or choice.finish_reason == "length"
+            assert ended or name == "patch"

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from servers import MODEL, client_at, server_process
+from servers import server_process
 
 pytestmark = pytest.mark.model
 
@@ -30,24 +30,6 @@ def url() -> Iterator[str]:
     """The real model behind a real socket, the same for all clients."""
     with server_process(SERVER, SETTINGS) as server:
         yield f"{server.url}/v1"
-
-
-@pytest.fixture(scope="module")
-def structured(url: str) -> str:
-    """As ``url``, of a server that knows tools and response formats."""
-    body = {"model": MODEL, "messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
-    parameters = {"type": "object", "properties": {}}
-    more = {
-        "tools": [{"type": "function", "function": {"name": "f", "parameters": parameters}}],
-        "response_format": {"type": "json_object"},
-    }
-    with client_at(url) as client:
-        for param, value in more.items():
-            response = client.post("/chat/completions", json={**body, param: value})
-            if response.status_code == 400:
-                assert response.json()["error"]["code"] == "unsupported_parameter", response.text
-                pytest.skip(f"the server has no {param} yet")
-    return url
 
 
 def run(command: list[str]) -> str:
@@ -98,8 +80,8 @@ def test_every_client_has_a_test() -> None:
         assert len(path.read_text().splitlines()) < 30, path.name
 
 
-def test_openai_python(structured: str) -> None:
-    output = run([sys.executable, str(CLIENTS / "openai_python.py"), structured])
+def test_openai_python(url: str) -> None:
+    output = run([sys.executable, str(CLIENTS / "openai_python.py"), url])
     check_weather(answer(output, "parsed"))
     check_weather(answer(output, "called"), "Weather")
     events = re.findall(r"^event: (.*)$", output, re.MULTILINE)
@@ -107,43 +89,43 @@ def test_openai_python(structured: str) -> None:
     assert events.count("tool_calls.function.arguments.done") == 1
 
 
-def test_openai_node(structured: str) -> None:
+def test_openai_node(url: str) -> None:
     node = shutil.which("node")
     if node is None or not (ENVIRONMENT / "node_modules" / "openai").exists():
         pytest.skip("openai for Node is not here: npm, then make tests")
     # Node looks for packages beside the program.
     program = shutil.copy(CLIENTS / "openai_node.mjs", ENVIRONMENT)
-    output = run([node, str(program), structured])
+    output = run([node, str(program), url])
     assert answer(output, "the tool's result") in (
         "The sun shines on Paris.", "The sun shines on Rome."
     )  # fmt: skip
     assert len(re.findall("^chunk: ", output, re.MULTILINE)) >= 2
 
 
-def test_langchain(structured: str) -> None:
-    output = run_client("langchain_tools.py", structured)
+def test_langchain(url: str) -> None:
+    output = run_client("langchain_tools.py", url)
     check_weather(answer(output, "called"), "Weather")
     check_weather(answer(output, "structured"))
 
 
-def test_instructor(structured: str) -> None:
-    output = run_client("instructor_models.py", structured)
+def test_instructor(url: str) -> None:
+    output = run_client("instructor_models.py", url)
     check_weather(answer(output, "TOOLS"))
     check_weather(answer(output, "JSON_SCHEMA"))
 
 
-def test_pydantic_ai(structured: str) -> None:
-    output = run_client("pydantic_ai_agent.py", structured)
+def test_pydantic_ai(url: str) -> None:
+    output = run_client("pydantic_ai_agent.py", url)
     check_weather(answer(output, "tool"))
     check_weather(answer(output, "native"))
 
 
-def test_litellm(structured: str) -> None:
-    output = run_client("litellm_calls.py", structured)
+def test_litellm(url: str) -> None:
+    output = run_client("litellm_calls.py", url)
     assert int(answer(output, "dimensions")) > 100
     check_weather(answer(output, "called"), "weather")
     check_weather(answer(output, "schema"))
 
 
-def test_llama_index(structured: str) -> None:
-    check_weather(answer(run_client("llama_index_like.py", structured), "structured"))
+def test_llama_index(url: str) -> None:
+    check_weather(answer(run_client("llama_index_like.py", url), "structured"))

@@ -9,8 +9,8 @@ from clients import MODEL, events_of, serving
 from fakes import FakeBackend, continuation
 from openai.types import Completion
 
+from openai_local.api.generation import _mean_logprob
 from openai_local.engine import Finished, Usage
-from openai_local.routes.generation import _mean_logprob
 
 pytestmark = pytest.mark.anyio
 

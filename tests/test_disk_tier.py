@@ -48,6 +48,21 @@ def test_what_was_computed_before_a_restart_comes_back_from_the_disk(tmp_path: P
         after.core.close([])
 
 
+def test_what_is_for_the_memory_alone_is_shared_there_and_never_written(tmp_path: Path) -> None:
+    driver = Driver(FakeBackend(n_slots=2), cache_dir=tmp_path)
+    for i in range(4):  # the slots are too few, so that some goes to the RAM
+        driver.submit([97 + i, 98] * 50, 5, in_memory=True)
+        driver.run()
+    again = driver.submit([97, 98] * 50 + [99], 5, in_memory=True)
+    other = driver.submit([97, 98] * 50 + [98], 5)
+    driver.run()
+    assert again.events[-1].usage.n_cached >= 99
+    assert other.events[-1].usage.n_cached == 0
+    driver.core.close([])
+    (file,) = tmp_path.iterdir()  # the other's
+    assert bytes(np.asarray([97, 98] * 50 + [98], "<i4")) in file.read_bytes()
+
+
 def kept(folder: Path) -> Path:
     """The one file that an engine leaves behind which knows a prompt of 100 tokens."""
     before = Driver(FakeBackend(), cache_dir=folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import anyio
@@ -25,6 +25,7 @@ from openai_local.engine import (
     TextDelta,
 )
 from openai_local.engine.config import CacheType
+from openai_local.engine.loading import Loading
 
 pytestmark = [pytest.mark.model, pytest.mark.anyio]
 # What has nothing to do with the loop, and takes a while.
@@ -60,8 +61,8 @@ async def test_the_capital_of_france_is_paris(engine: Engine) -> None:
 async def test_delivery_while_a_decode_runs_changes_no_text(engine: Engine, smollm2: Path) -> None:
     from openai_local.engine.llama import LlamaBackend
 
-    def open_backend(config: EngineConfig, stopping: Callable[[], bool]) -> LlamaBackend:
-        backend = LlamaBackend(config, stopping)
+    def open_backend(config: EngineConfig, loading: Loading) -> LlamaBackend:
+        backend = LlamaBackend(config, loading)
         backend.asynchronous = True  # as on a GPU
         return backend
 

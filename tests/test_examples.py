@@ -16,7 +16,8 @@ UVICORN = ["-m", "uvicorn", "--port", "{port}", "--app-dir", str(EXAMPLES.parent
 
 def test_every_example_has_a_test() -> None:
     tested = {"fastapi_app", "starlette_app", "standalone", "engine_without_http"}
-    tested |= {"fastapi_openapi"}
+    tested |= {"fastapi_openapi", "fastapi_chat", "engine_chat", "script"}
+    tested |= {"test_fastapi_chat"}  # in test_testing.py: it needs no weights
     # Without a model, in test_host_frameworks.py.
     tested |= {"asgi_app", "fastapi_auth", "litestar_app", "quart_app"}
     assert {path.stem for path in EXAMPLES.glob("*.py")} == tested
@@ -52,3 +53,24 @@ def test_the_engine_without_http() -> None:
     with process([str(EXAMPLES / "engine_without_http.py")]) as script:
         assert script.wait(60) == 0
         assert "Once upon a time" in script.output
+
+
+def test_a_view_that_asks_its_own_application() -> None:
+    app = "examples.fastapi_chat:app"
+    with server_process([*UVICORN, app], health="/v1/health") as server:
+        with client_at(server.url) as client:
+            assert client.get("/summary", params={"text": "Rome is old."}).json()["summary"]
+            with client.stream("GET", "/story", params={"about": "mice"}) as response:
+                assert len(list(response.iter_text())) > 1
+
+
+def test_chats_in_python() -> None:
+    with process([str(EXAMPLES / "engine_chat.py")]) as script:
+        assert script.wait(60) == 0
+        assert "similar:" in script.output
+
+
+def test_a_script_without_a_loop() -> None:
+    with process([str(EXAMPLES / "script.py")]) as script:
+        assert script.wait(60) == 0
+        assert "city='" in script.output

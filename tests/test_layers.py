@@ -16,7 +16,7 @@ MODULES = {
 }
 LOOPS = {"asyncio", "anyio", "trio", "sniffio", "curio"}
 GUIDANCE = {"constraints", "grammars", "guide"}
-WEB = {"starlette", "pydantic", "pydantic_core", "pydantic_settings", "fastapi", "uvicorn", "typer"}
+WEB = {"starlette", "pydantic", "pydantic_core", "fastapi", "uvicorn", "typer"}
 
 
 def imports(module: str) -> Iterator[str]:
@@ -84,6 +84,28 @@ def test_imports_go_in_one_direction() -> None:
     assert outside_engine == set()
 
 
+def test_requests_are_planned_without_http() -> None:
+    room = "openai_local.api"
+    assert importers("openai_local.routes", room) == set()
+    for module in MODULES:
+        if module.startswith(room + ".") or module == room:
+            assert tops(module).isdisjoint((WEB | LOOPS) - {"anyio", "pydantic", "pydantic_core"})
+    assert importers(room, "openai_local.engine") == importers(room, "openai_local.models") == set()
+
+
+def test_python_goes_past_the_routes() -> None:
+    room = "openai_local.inprocess"
+    assert importers("openai_local.routes", room) == set()
+    assert importers("openai", "openai_local") <= {"openai_local", f"{room}.clients"}
+    assert importers(room) - importers(room, room) == {"openai_local"}
+
+
+def test_the_kit_for_tests_is_used_by_nothing_else() -> None:
+    room = "openai_local.testing"
+    assert importers(room) - importers(room, room) == {"openai_local.pytest_plugin"}
+    assert importers("pytest") == {"openai_local.pytest_plugin"}
+
+
 def test_the_chat_language_knows_neither_http_nor_tokens() -> None:
     assert tops("openai_local.chat_template").isdisjoint(WEB | LOOPS)
     assert importers("openai_local.engine") & {"openai_local.chat_template"} == set()
@@ -97,8 +119,13 @@ def test_the_models_know_no_http() -> None:
             assert tops(module).isdisjoint(WEB), module
 
 
-def test_the_command_line_alone_knows_a_server() -> None:
-    assert importers("uvicorn") == importers("typer") == {"openai_local.cli"}
+def test_the_command_line_alone_knows_a_server_and_a_terminal() -> None:
+    room = "openai_local.cli."
+    for library in ("uvicorn", "typer", "rich", "httpx"):
+        assert all((name + ".").startswith(room) for name in importers(library)), library
+    assert importers("uvicorn") == {"openai_local.cli.server"}
+    assert importers("typer", "openai_local.cli.diagnosis") == set()
+    assert importers("rich", "openai_local.cli.diagnosis") == set()
 
 
 def test_one_module_knows_django() -> None:

@@ -43,16 +43,18 @@ async def test_a_file_that_is_cut_off_is_refused_with_the_reason(
     tiny.llama(path)
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
-    await refused(path, "failed to read" if share < 0.1 else "is not within the file bounds")
+    await refused(path, "it ends before its header does" if share < 0.1 else "it is cut off")
 
 
 async def test_a_file_of_no_more_than_its_magic_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(b"GGUF")
-    await refused(path, "failed to read")
+    await refused(path, "it ends before its header does")
 
 
-@pytest.mark.parametrize(("part", "reason"), [(0, "invalid split file name"), (1, "first split")])
+@pytest.mark.parametrize(
+    ("part", "reason"), [(0, "its name does not say so"), (1, "not the first part")]
+)
 async def test_a_part_of_a_split_file_is_refused_by_itself(
     tmp_path: Path, part: int, reason: str
 ) -> None:

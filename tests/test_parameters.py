@@ -14,11 +14,11 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import BaseModel
 
+from openai_local.api import chat_completions, completions
+from openai_local.api.bodies import Refused
+from openai_local.api.types.chat_completions import ChatCompletionRequest
+from openai_local.api.types.completions import CompletionRequest
 from openai_local.engine import SamplingParams
-from openai_local.routes import chat_completions, completions
-from openai_local.routes.request import Refused
-from openai_local.routes.types.chat_completions import ChatCompletionRequest
-from openai_local.routes.types.completions import CompletionRequest
 
 pytestmark = pytest.mark.anyio
 
@@ -129,7 +129,8 @@ LIMITS = [
     ("typical_p", 1.1), ("top_n_sigma", "1"), ("xtc_probability", -0.1), ("xtc_threshold", 2),
     ("dry_multiplier", -1), ("dry_base", 0.5), ("dry_allowed_length", -1),
     ("dry_penalty_last_n", -2), ("dry_sequence_breakers", []), ("dry_sequence_breakers", "x"),
-    ("mirostat", 3), ("mirostat_tau", -1), ("mirostat_eta", 2), ("dynatemp_range", -1),
+    ("mirostat", 3), ("mirostat", True), ("mirostat", 1.0), ("mirostat_tau", -1),
+    ("mirostat_eta", 2), ("dynatemp_range", -1),
     ("dynatemp_exponent", -1), ("repeat_last_n", -2), ("repeat_last_n", 2**31), ("min_keep", -1),
     ("samplers", ["top_k", "topk"]), ("samplers", "kk"), ("samplers", ["infill"]),
     ("samplers", 1), ("min_tokens", 7), ("stop_token_ids", [999]), ("stop_token_ids", [-1]),
@@ -292,6 +293,19 @@ async def test_the_sampled_token_is_told_beside_the_alternatives() -> None:
 
 
 # Labels
+
+
+async def test_a_retention_in_memory_keeps_a_prompt_from_the_disk() -> None:
+    backend = FakeBackend()
+    async with serving(backend) as client:
+        cached = [
+            (await client.post(CHAT, json=chat(prompt_cache_retention=kept))).json()["usage"][
+                "prompt_tokens_details"
+            ]["cached_tokens"]
+            for kept in ("in_memory", "in_memory", "24h", None)
+        ]
+    # What may go to the disk and what may not are not one.
+    assert cached[0] == cached[2] == 0 < cached[1] == cached[3]
 
 
 async def test_labels_are_taken_and_echoed_where_the_specification_does() -> None:

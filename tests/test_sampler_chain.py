@@ -179,3 +179,55 @@ def test_rows_on_which_samplers_would_abort_are_errors_or_draws(
     for nothing in (row_of(backend), row_of(backend, t7=math.nan)):
         with pytest.raises(ArithmeticError):
             drawn(backend, nothing, n=1, **params)
+
+
+def tokens_of(backend: Backend, *texts: str) -> list[int]:
+    found = [backend.vocabulary.tokenize(t, add_special=False, parse_special=True) for t in texts]
+    assert all(len(tokens) == 1 for tokens in found)
+    return [tokens[0] for tokens in found]
+
+
+def test_infill_is_llama_cpps(backend: Backend) -> None:
+    import ctypes
+
+    import llama_cpp as lib
+
+    eog = backend.vocabulary.eog_tokens()
+    words = tokens_of(backend, " the", " there", " t", " a", "x", "\n")
+    model: Any = backend
+    vocab = model._chains._vocab
+    random = np.random.default_rng(3)
+    for _ in range(60):
+        row = row_of(backend)
+        some = random.choice(words, size=4, replace=False)
+        row[some] = random.normal(0, 3, 4)
+        if random.random() < 0.5:
+            row[random.choice(eog)] = random.normal(-4, 3)
+        (ids,) = np.nonzero(row > -np.inf)
+        data = (lib.llama_token_data * len(ids))(
+            *(lib.llama_token_data(int(i), float(row[i]), 0.0) for i in ids)
+        )
+        array = lib.llama_token_data_array(data, len(ids), -1, False)
+        sampler = lib.llama_sampler_init_infill(vocab)
+        lib.llama_sampler_apply(sampler, ctypes.byref(array))
+        lib.llama_sampler_free(sampler)
+        left = {array.data[i].id for i in range(array.size) if array.data[i].logit > -np.inf}
+        order = ("top_k", "infill")
+        if left <= set(ids.tolist()):
+            best = max(left, key=lambda i: row[i])
+        else:  # an end that was ruled out
+            left, best = {int(row.argmax())}, int(row.argmax())
+        assert set(drawn(backend, row, samplers=order, top_k=200, n=50)) <= left
+        assert drawn(backend, row, samplers=(*order, "temperature"), top_k=200, temperature=0,
+                     n=1) == [best]  # fmt: skip
+
+
+def test_infill_ends_where_no_text_is_likely_enough_unless_it_must_not(backend: Backend) -> None:
+    order = {"samplers": ("top_k", "infill"), "top_k": 100}
+    (end, *_) = backend.vocabulary.eog_tokens()
+    words = tokens_of(backend, " the", " a", "x", "\n", "1", "?")
+    row = row_of(backend, **{f"t{word}": 0.0 for word in words})  # a sixth each
+    row[words[0]] = 0.01
+    assert set(drawn(backend, row, n=20, **order)) == {words[0]}
+    row[end] = -9.0
+    assert set(drawn(backend, row, n=20, **order)) <= set(backend.vocabulary.eog_tokens())

@@ -126,7 +126,9 @@ def test_penalties_come_first_unless_an_active_step_is_before_them() -> None:
         ("dry_sequence_breakers", ("a",) * 17),
         ("mirostat", 3),
         ("samplers", ("top_k", "top_k")),
+        ("samplers", ("guess",)),
         ("samplers", ("infill",)),
+        ("samplers", ("infill", "top_k")),
         ("logit_bias", {1: float("nan")}),
         ("logit_bias", {1: float("inf")}),
     ],
@@ -139,6 +141,10 @@ def test_what_would_fail_below_is_refused_by_name(name: str, value: Any) -> None
 
 def test_what_is_neutral_and_what_is_active_passes() -> None:
     check(SamplingParams())
+    check(SamplingParams(top_k=256, samplers=("top_k", "top_p", "infill")))
+    with pytest.raises(InvalidSampling, match="top_k"):
+        check(SamplingParams(top_k=257, samplers=("top_k", "infill")))
+    assert not is_greedy(SamplingParams(temperature=0, top_k=9, samplers=("top_k", "infill")))
     check(SamplingParams(**ALL, samplers=ORDER, repeat_last_n=-1, dry_penalty_last_n=-1))
 
 

@@ -9,11 +9,11 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from openai_local.routes import chat_completions, completions, embeddings
-from openai_local.routes.request import Refused
-from openai_local.routes.types.chat_completions import ChatCompletionRequest, Message
-from openai_local.routes.types.completions import CompletionRequest
-from openai_local.routes.types.embeddings import EmbeddingRequest
+from openai_local.api import chat_completions, completions, embeddings
+from openai_local.api.bodies import Refused
+from openai_local.api.types.chat_completions import ChatCompletionRequest, Message
+from openai_local.api.types.completions import CompletionRequest
+from openai_local.api.types.embeddings import EmbeddingRequest
 
 SPECIFICATION = Path(__file__).parents[2] / "shared" / "openapi" / "openai.json"
 

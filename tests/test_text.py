@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from openai_local.engine.messages import UnstoppedText
 from openai_local.engine.text import Detokenizer
 
 
@@ -49,3 +50,35 @@ def test_any_split_gives_the_same_text(stop: tuple[str, ...], text: str, cuts: l
     out += parts.finish()
     assert parts.stopped == bool(found)
     assert out == (text[: min(found)] if found else text)
+
+
+UNSTOPPED = UnstoppedText(marks=("<call>", "[T]"), first=('{"n',))
+# Stop strings, a text, and what of it is said.
+UNSTOPPED_TEXTS = [
+    (("x",), "a<call>x</call>x", "a<call>x</call>x"),
+    (("x",), "ax<call>x", "a"),
+    (("<",), "a <b <call>", "a "),
+    (("<",), "a<call> <", "a<call> <"),
+    (("<call>",), "a<call>b", "a<call>b"),
+    (("<c",), "a<ca", "a"),
+    (("<c",), "a<call", "a"),
+    (("call",), "a<calls", "a<"),
+    (("all>b",), "<call>b", "<call>b"),
+    (("n",), '\n {"name": n', '\n {"name": n'),
+    (("n",), 'a {"name": n', 'a {"'),
+    (("{",), '{"m', ""),
+    (("{",), '{"n', '{"n'),
+    (("]", "T"), "[[T]]T", "[[T]]T"),
+    (("]", "[["), "[[T]]T", ""),
+]
+
+
+@pytest.mark.parametrize(("stop", "text", "said"), UNSTOPPED_TEXTS)
+def test_from_a_mark_on_no_stop_string_ends_the_text_however_it_comes(
+    stop: tuple[str, ...], text: str, said: str
+) -> None:
+    for step in range(1, len(text) + 1):
+        parts = Detokenizer(stop, UNSTOPPED)
+        out = "".join(parts.feed(text[at : at + step].encode()) for at in range(0, len(text), step))
+        out += parts.finish()
+        assert (out, parts.stopped) == (said, said != text)

@@ -264,10 +264,10 @@ def test_what_cannot_be_bound_is_refused_by_name(schema: Any, keyword: str) -> N
         ({"type": "array", "uniqueItems": True}, "uniqueItems"),
         ({"type": "string", "format": "odd"}, "format"),
         ({"type": "string", "pattern": "(?=a)b"}, "pattern"),
-        ({"not": {"type": "string"}}, "not"),
-        ({"if": {"type": "string"}, "then": {"minLength": 1}}, "if"),
+        ({"not": {"type": "string", "pattern": "a"}}, "not"),
+        ({"if": {"type": "string", "pattern": "a"}, "then": {"minLength": 1}}, "if"),
         ({"$ref": "http://a/b"}, "$ref"),
-        ({"oneOf": [{"type": "string"}, {"type": "string", "maxLength": 3}]}, "oneOf"),
+        ({"oneOf": [{"type": "string"}, {"type": "string", "pattern": "a"}]}, "oneOf"),
         ({"type": "odd"}, "type"),
     ],
 )

@@ -78,14 +78,14 @@ def fold(deltas: Iterable[Delta]) -> Message:
     return message
 
 
-def parse(parts: str | Sequence[str], **options: Any) -> Message:
-    """The output in ``parts``, or whole, taken apart."""
+def parse(parts: str | Sequence[str], *, cut: bool = False, **options: Any) -> Message:
+    """The output in ``parts``, or whole, taken apart; ``cut`` off, perhaps."""
     parser = ChatParser(**{"tools": TOOLS, **options})
     deltas = [
         delta for part in ([parts] if isinstance(parts, str) else parts)
         for delta in parser.feed(part)
     ]  # fmt: skip
-    return fold([*deltas, *parser.finish()])
+    return fold([*deltas, *parser.finish(cut=cut)])
 
 
 def parse_in_all_ways(text: str, **options: Any) -> Message:

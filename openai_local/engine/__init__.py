@@ -47,6 +47,7 @@ from openai_local.engine.messages import (
     ThoughtLimit,
     Timings,
     TokenLogprob,
+    UnstoppedText,
     Usage,
 )
 from openai_local.engine.metrics import EngineMetrics
@@ -83,6 +84,7 @@ __all__ = [
     "ThoughtLimit",
     "Timings",
     "TokenLogprob",
+    "UnstoppedText",
     "Unsupported",
     "Usage",
 ]

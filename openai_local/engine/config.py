@@ -22,6 +22,8 @@ class EngineConfig:
     ``target_itl_ms`` bounds the time between two tokens of a stream while prompts are computed.
     Beyond ``max_waiting`` generations that wait for a place, more are refused.
     ``request_timeout_s`` bounds the time from a generation's arrival to its end.
+    ``memory`` is what counts as free, in bytes, where defaults are shares of that; else it is what
+    the machine has free when the model loads.
     """
 
     model: Path
@@ -44,3 +46,4 @@ class EngineConfig:
     target_itl_ms: float = 100.0
     max_waiting: int = 2048
     request_timeout_s: float | None = None
+    memory: int | None = None

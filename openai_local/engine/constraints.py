@@ -109,9 +109,19 @@ class ConstraintCompiler:
             future.set_exception(ConstraintUnsupported(None, f"no thread to compile it: {error}"))
 
     def _compile(self, constraint: Constraint) -> Compiled:
+        try:
+            return self._compile_grammar(constraint, grammar_of(constraint))
+        except ConstraintUnsupported as error:
+            if error.keyword != "oneOf":
+                raise
+            try:
+                return self._compile_grammar(constraint, grammar_of(constraint, one_of=True))
+            except InvalidConstraint:
+                raise error from None
+
+    def _compile_grammar(self, constraint: Constraint, grammar: str) -> Compiled:
         from llguidance import LLMatcher, LLParserLimits
 
-        grammar = grammar_of(constraint)
         limits = LLParserLimits(max_lexer_states=MAX_LEXER_STATES, verbose_errors=False)
         matcher = LLMatcher(self.tokenizer(), grammar, log_level=0, limits=limits)
         # The first mask finds what nothing satisfies, and leaves its states for all that follow.

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from openai_local.engine.backend import State
-from openai_local.engine.disk_index import DiskEntry, DiskIndex, Match
+from openai_local.engine.disk_index import IN_MEMORY, DiskEntry, DiskIndex, Match
 from openai_local.engine.state_directory import StateDirectory
 from openai_local.engine.state_file import Key, digest, file_size, pack
 
@@ -130,8 +130,11 @@ class DiskCache:
 
         If what it gives is there already only its use is noted. Dropped, and counted as such, when
         too much waits to be written, when it exceeds the cap alone, and when the cache is closed.
+        What is only for the memory is not for here.
         """
         assert len(tokens) > 0 and state.size > 0, "there is something to keep"
+        if salt.startswith(IN_MEMORY):
+            return
         key = Key(self._fingerprint, digest(salt), pack(tokens))
         known = self._directory.find(key)
         dropped = ""

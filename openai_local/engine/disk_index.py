@@ -11,6 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+# Before the salt of what is never to be written.
+IN_MEMORY = "\0in memory\0"
+
 Match = tuple["DiskEntry | None", int]
 
 

@@ -35,6 +35,7 @@ from openai_local.engine.errors import (
     Unsupported,
 )
 from openai_local.engine.intake import Cancel, Message, Submit
+from openai_local.engine.loading import Loading
 from openai_local.engine.messages import (
     CompiledConstraint,
     Constraint,
@@ -50,20 +51,21 @@ logger = logging.getLogger(__name__)
 STOP_TIMEOUT_S = 30.0
 
 
-# The second argument says whether to give the load up.
-OpenBackend = Callable[[EngineConfig, Callable[[], bool]], Backend]
+# The second argument says whether to give the load up, and is told how far it is.
+OpenBackend = Callable[[EngineConfig, Loading], Backend]
 
 
-def _open_llama(config: EngineConfig, stopping: Callable[[], bool]) -> Backend:
+def _open_llama(config: EngineConfig, loading: Loading) -> Backend:
     from openai_local.engine.llama import LlamaBackend
 
-    return LlamaBackend(config, stopping)
+    return LlamaBackend(config, loading)
 
 
 class _Shared:
     """What the engine thread leaves for the door."""
 
     def __init__(self) -> None:
+        self.loading: Loading | None = None
         self.ready: Future[ModelInfo] = Future()
         # Nobody who waits with a timeout may cancel what others wait for.
         self.ready.set_running_or_notify_cancel()
@@ -133,9 +135,16 @@ class Engine:
         """Whether the model is loaded and its thread runs."""
         return self._shared.core is not None and self._worker.alive
 
-    def on_death(self, callback: Callable[[], None]) -> None:
-        """Have ``callback`` called, on the engine's thread, when that ends though nobody asked."""
-        self._worker.died.add_done_callback(lambda died: callback() if died.result() else None)
+    @property
+    def load_progress(self) -> float:
+        """How much of the weights is read, from 0 to 1; 1 is not yet loaded."""
+        return 0.0 if self._shared.loading is None else self._shared.loading.fraction
+
+    def on_end(self, callback: Callable[[bool], None]) -> None:
+        """Have ``callback`` called at the end of the engine's thread, which calls it, when all
+        memory is free, with whether it ended though nobody asked. For an engine that was started.
+        """
+        self._worker.died.add_done_callback(lambda died: callback(died.result()))
 
     @property
     def info(self) -> ModelInfo:
@@ -317,8 +326,9 @@ def _open(
     worker = worker_ref()
     assert worker is not None, "a worker opens itself"
     take: Any = worker.take
+    shared.loading = loading = Loading(config.model.name, lambda: worker.stopping)
     try:
-        backend = open_backend(config, lambda: worker.stopping)
+        backend = open_backend(config, loading)
         try:
             core = EngineCore(backend, config, take, bridge.deliver, _poster(worker_ref))
         except BaseException:

@@ -12,6 +12,7 @@ EngineError
 ├── QueueFull              refused for now: too many requests wait already
 ├── DeadlineExceeded       it took longer than a request may
 ├── ModelLoadFailed        the file is missing, damaged, or too large
+│   └── InvalidGguf        its header says that it is no file to give to llama.cpp
 ├── StepFailed             llama.cpp failed the step that this work was part of
 └── EngineStopped          the engine was shut down before the work was done
 """
@@ -116,6 +117,10 @@ class ModelLoadFailed(EngineError):
         super().__init__(f"cannot load {path}: {reason}")
         self.path = path
         self.reason = reason
+
+
+class InvalidGguf(ModelLoadFailed):
+    """The file at ``path`` is no GGUF file, is not whole, or contradicts itself."""
 
 
 class StepFailed(EngineError):

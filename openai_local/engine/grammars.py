@@ -32,15 +32,18 @@ _QUOTED = re.compile(r'"(?:\\.|[^"\\\n])*"|/(?![/*])(?:\\.|[^/\\\n])+/|(?://|#)[
 _OPTION = re.compile(r"\b(temperature|stop|stop_capture)\s*=")
 
 
-def grammar_of(constraint: Constraint) -> str:
-    """llguidance's own format. Raises InvalidConstraint, ConstraintUnsupported."""
-    return json.dumps({"grammars": [_grammar(constraint)]})
+def grammar_of(constraint: Constraint, *, one_of: bool = False) -> str:
+    """llguidance's own format; with ``one_of``, of a JSON schema without that keyword.
+
+    Raises InvalidConstraint, ConstraintUnsupported.
+    """
+    return json.dumps({"grammars": [_grammar(constraint, one_of)]})
 
 
-def _grammar(constraint: Constraint) -> dict[str, Any]:
+def _grammar(constraint: Constraint, one_of: bool) -> dict[str, Any]:
     text = constraint.text
     if constraint.kind == "json_schema":
-        return {"json_schema": {**load_schema(text), "x-guidance": JSON_OPTIONS}}
+        return {"json_schema": {**load_schema(text, one_of=one_of), "x-guidance": JSON_OPTIONS}}
     if constraint.kind == "json_object":
         return {"json_schema": {"type": "object", "x-guidance": JSON_OPTIONS}}
     if constraint.kind == "regex":

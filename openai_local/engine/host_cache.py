@@ -109,6 +109,10 @@ class HostCache:
             self._entries.remove(entry)
             self._n_bytes -= entry.state.nbytes
 
+    def clear(self) -> None:
+        self._entries.clear()
+        self._n_bytes = 0
+
     def _replaces(self, new: HostEntry, old: HostEntry) -> bool:
         n = len(old.tokens)
         return new.tokens[:n] == old.tokens and (self._can_drop or n == len(new.tokens))

@@ -15,6 +15,8 @@ from typing import Any
 from urllib.parse import unquote
 
 from openai_local.engine.errors import ConstraintUnsupported, InvalidConstraint
+from openai_local.engine.json_logic import Logic
+from openai_local.engine.json_strings import MAX_BOUND, check_pattern, is_never, restate_format
 
 Json = Any
 Schema = dict[str, Any]
@@ -24,7 +26,6 @@ MAX_SUBSCHEMAS = 5000
 MAX_MULTIPLE = 100_000
 # llguidance compares in doubles, and integers of 64 bits.
 MAX_EXACT = 2**53
-MAX_BOUND = 2**63 - 1024
 
 # Every draft's, whatever $schema says: who writes them means them.
 _UNENFORCED = frozenset(
@@ -48,33 +49,10 @@ _DIALECT = re.compile(
     r"https?://json-schema\.org/((draft-0[4-7]|draft/20(19-09|20-12))/)?schema#?", re.ASCII
 )
 
-_DATE = (
-    "([0-9]{4}-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)"
-    "|02-(0[1-9]|1[0-9]|2[0-8]))|([0-9]{2}(0[48]|[2468][048]|[13579][26])"
-    "|([02468][048]|[13579][26])00)-02-29)"
-)
-_TIME = (
-    r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]+)?([zZ]|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"
-)
-# Where llguidance's own let days through that are not in the calendar; and OpenAPI's base64.
-_FORMAT_PATTERNS = {
-    "date": f"^{_DATE}$",
-    "time": f"^{_TIME}$",
-    "date-time": f"^{_DATE}[tT]{_TIME}$",
-    "byte": "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$",
-}
-_FORMATS = frozenset({"duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid"})
-# OpenAPI's, of numbers: bounds, or nothing.
-_NUMBER_FORMATS: dict[str, int | None] = {
-    "int32": 2**31 - 1,
-    "int64": MAX_BOUND,
-    "float": None,
-    "double": None,
-}
 
-
-def load_schema(text: str) -> Schema:
-    """The schema to compile for the one in ``text``.
+def load_schema(text: str, *, one_of: bool = False) -> Schema:
+    """The schema to compile for the one in ``text``. With ``one_of``, without that keyword, of
+    which llguidance takes only what has no two branches that both may hold.
 
     Raises InvalidConstraint, ConstraintUnsupported.
     """
@@ -82,24 +60,25 @@ def load_schema(text: str) -> Schema:
         schema = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise InvalidConstraint(None, f"the schema is not JSON: {error}") from None
-    return prepare_schema(schema)
+    return prepare_schema(schema, one_of=one_of)
 
 
-def prepare_schema(schema: Json) -> Schema:
+def prepare_schema(schema: Json, *, one_of: bool = False) -> Schema:
     """As :func:`load_schema`, of parsed JSON, which is edited. A boolean becomes an object."""
     if schema is True:
         return {}
     if not isinstance(schema, dict):
         raise InvalidConstraint(None, "the schema must be an object that something satisfies")
-    _Check(schema).run()
+    _Check(schema, one_of).run()
     return schema
 
 
 class _Check:
     """One walk over what a schema's root reaches, editing what llguidance reads otherwise."""
 
-    def __init__(self, root: Schema) -> None:
+    def __init__(self, root: Schema, one_of: bool) -> None:
         self._root = root
+        self._logic = Logic(root, one_of=one_of)
         self._seen: set[int] = set()
         self._multiples: set[tuple[int, int]] = set()  # digits, and how many are decimals
         self._open_ends: list[tuple[float, bool]] = []  # excluded bounds; whether the lower
@@ -132,8 +111,9 @@ class _Check:
         self._seen.add(id(schema))
         if len(self._seen) > MAX_SUBSCHEMAS:
             raise ConstraintUnsupported(None, f"the schema has more than {MAX_SUBSCHEMAS} parts")
+        self._logic.restate(schema)
         self._keywords(schema)
-        self._format(schema)
+        restate_format(schema)
         self._numbers(schema)
         self._arrays(schema)
         self._objects(schema)
@@ -150,7 +130,7 @@ class _Check:
                 self._inner_id = keyword
         for keyword in sorted(_UNENFORCED & schema.keys()):
             neutral = keyword in _NEUTRAL and schema[keyword] is _NEUTRAL[keyword]
-            if neutral or (keyword in _OF_ARRAYS and _is_never(schema, "array")):
+            if neutral or (keyword in _OF_ARRAYS and is_never(schema, "array")):
                 del schema[keyword]
             else:
                 raise ConstraintUnsupported(keyword, "it cannot be enforced")
@@ -159,9 +139,9 @@ class _Check:
                 if abs(number) > MAX_EXACT:
                     raise ConstraintUnsupported(keyword, f"{number} has too many digits")
         if isinstance(schema.get("pattern"), str):
-            _check_pattern("pattern", schema["pattern"])
+            check_pattern("pattern", schema["pattern"])
         for pattern in _mapping(schema, "patternProperties"):
-            _check_pattern("patternProperties", pattern)
+            check_pattern("patternProperties", pattern)
 
     def _numbers(self, schema: Schema) -> None:
         for keyword in _BOUNDS:
@@ -201,24 +181,6 @@ class _Check:
                 keyword = "exclusiveMinimum" if lower else "exclusiveMaximum"
                 raise ConstraintUnsupported(keyword, "the range is shorter than 1")
 
-    def _format(self, schema: Schema) -> None:
-        name = schema.get("format")
-        if name is None or name in _FORMATS:
-            return
-        if name in _FORMAT_PATTERNS:
-            del schema["format"]
-            if "pattern" in schema:
-                schema.setdefault("allOf", []).append({"pattern": _FORMAT_PATTERNS[name]})
-            else:
-                schema["pattern"] = _FORMAT_PATTERNS[name]
-        elif name in _NUMBER_FORMATS and _is_never(schema, "string"):
-            del schema["format"]
-            if (bound := _NUMBER_FORMATS[name]) is not None:
-                schema["minimum"] = max(schema.get("minimum", -bound), -bound)
-                schema["maximum"] = min(schema.get("maximum", bound), bound)
-        else:
-            raise ConstraintUnsupported("format", f"the format {name!r} is not known")
-
     def _arrays(self, schema: Schema) -> None:
         if "prefixItems" in schema and (
             "additionalItems" in schema or isinstance(schema.get("items"), list)
@@ -231,7 +193,9 @@ class _Check:
         fewest = schema.get("minProperties")
         required = schema.get("required")
         n_required = len(set(map(str, required))) if isinstance(required, list) else 0
-        if (
+        if isinstance(fewest, int) and fewest <= n_required:
+            del schema["minProperties"]
+        elif (
             isinstance(fewest, int)
             and fewest > n_required + 1
             and (schema.get("additionalProperties") is not False or "patternProperties" in schema)
@@ -308,11 +272,6 @@ def _mapping(schema: Schema, keyword: str) -> Schema:
     return value if isinstance(value, dict) else {}
 
 
-def _is_never(schema: Schema, type_: str) -> bool:
-    types = schema.get("type", type_)
-    return type_ not in (types if isinstance(types, list) else [types])
-
-
 def _numbers_in(value: Json) -> Iterator[float]:
     stack = [value]
     while stack:
@@ -335,22 +294,6 @@ def _decimal(multiple: Json) -> tuple[int, int]:
         raise ConstraintUnsupported("multipleOf", f"{multiple} has too many digits")
     n_decimals = max(0, -int(exponent))
     return int(digits.scaleb(n_decimals)), n_decimals
-
-
-# What Rust's syntax reads otherwise than ECMA's: escapes, and sets within classes.
-_OTHER_ESCAPE = re.compile(r"(?:[^\\]|^)(?:\\\\)*\\([aAzU])")
-_ESCAPED = re.compile(r"\\.", re.DOTALL)
-_CLASS = re.compile(r"\[\^?\]?([^\]]*)\]")
-_SET = re.compile(r"\[|&&|--|~~")
-
-
-def _check_pattern(keyword: str, pattern: str) -> None:
-    escape = _OTHER_ESCAPE.search(pattern)
-    if escape is not None:
-        raise ConstraintUnsupported(keyword, f"\\{escape.group(1)} is not known")
-    for chars in _CLASS.findall(_ESCAPED.sub("x", pattern)):
-        if _SET.search(chars):
-            raise ConstraintUnsupported(keyword, f"[{chars}] is not plain: escape it")
 
 
 def _refuse_constant(name: str) -> None:

@@ -126,7 +126,10 @@ class KvMemory:
     def close(self, *, sound: bool) -> None:
         """What is worth keeping goes to the disk, as far as the time allows; nothing, if the
         engine is not ``sound``: then slots may hold something else than they should."""
-        if self._disk is None or self._host is None:
+        if self._host is None:
+            return
+        if self._disk is None:
+            self._host.clear()
             return
         try:
             if sound:
@@ -138,6 +141,7 @@ class KvMemory:
                     self._disk.put(entry.tokens, entry.salt, entry.state)
         finally:
             self._disk.close(CLOSE_TIMEOUT_S)
+            self._host.clear()  # others may have the memory, whoever still knows this engine
 
     def evict(self, keep: int = -1) -> bool:
         """Empty the idle slot that is worth least; False if there is none."""
@@ -196,7 +200,8 @@ def open_memory(backend: Backend, config: EngineConfig) -> KvMemory:
     """With the tiers that the settings ask for."""
     n_bytes = config.cache_ram
     if n_bytes is None:
-        n_bytes = int(free_memory() * CACHE_RAM_SHARE)
+        free = free_memory() if config.memory is None else config.memory
+        n_bytes = int(free * CACHE_RAM_SHARE)
     if n_bytes == 0 or not backend.info.can_generate:
         return KvMemory(backend, None)
     logger.info("up to %.0f MiB of RAM for the states of earlier prompts", n_bytes / 2**20)

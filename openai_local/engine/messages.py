@@ -88,6 +88,15 @@ class ThoughtLimit:
 
 
 @dataclass(frozen=True, slots=True)
+class UnstoppedText:
+    """From where one of ``marks`` begins, or of ``first`` with nothing but space before it, no
+    stop string ends a text."""
+
+    marks: tuple[str, ...] = ()
+    first: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One generation: a prompt of token ids and what bounds its continuation.
 
@@ -100,7 +109,8 @@ class GenerationRequest:
     ``prompt_logprobs`` of the prompt's tokens too, which has it computed in full. A token of
     ``stop_tokens`` ends the text as an end-of-generation token does. ``max_seconds`` ends it at
     the first token that comes so long after the first one, once there was a line break.
-    The control tokens in ``visible_tokens`` are part of the text, by their names.
+    The control tokens in ``visible_tokens`` are part of the text, by their names. What is
+    ``in_memory`` is never written to disk, and shares prompts with its like alone.
     """
 
     prompt_tokens: Sequence[int]
@@ -119,6 +129,8 @@ class GenerationRequest:
     constraint: CompiledConstraint | None = None
     visible_tokens: frozenset[int] = frozenset()
     thought: ThoughtLimit | None = None
+    unstopped: UnstoppedText | None = None
+    in_memory: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +227,8 @@ Event = Output | Failed
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What is known of a loaded model. Sizes are in tokens, ``n_params`` in weights.
+    """What is known of a loaded model. Sizes are in tokens, ``n_params`` in weights, ``n_bytes_``
+    in bytes. ``n_gpu_layers`` of ``n_layers`` are on a GPU.
 
     One that ``can_rank`` gives a score to a query and a document together, and no vectors; its
     ``rerank_template`` has ``{query}`` and ``{document}`` in it.
@@ -236,3 +249,7 @@ class ModelInfo:
     sampling_defaults: Mapping[str, float]
     can_rank: bool = False
     rerank_template: str | None = None
+    n_layers: int = 0
+    n_gpu_layers: int = 0
+    n_bytes_weights: int = 0
+    n_bytes_kv: int = 0

@@ -22,6 +22,11 @@ ORDER = (
     "xtc",
     "temperature",
 )
+# What is a step only by name: it weighs the end against the text that goes between two others.
+INFILL = "infill"
+STEPS = (*ORDER, INFILL)
+# It compares each candidate with each: 256 of them take 2 ms, a vocabulary minutes.
+MAX_INFILL = 256
 # The values with which a step does nothing.
 NEUTRAL: dict[str, dict[str, Any]] = {
     "penalties": {"repeat_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0},
@@ -37,7 +42,7 @@ NEUTRAL: dict[str, dict[str, Any]] = {
 # What engine/draw.py and the Sampler do, in this order.
 PLAIN = ("penalties", "top_k", "top_p", "min_p", "temperature")
 # These may leave the likeliest token out.
-MOVE_THE_TOP = {"dry", "typ_p", "xtc"}
+MOVE_THE_TOP = {"dry", "typ_p", "xtc", INFILL}
 # With mirostat, the rest has no place.
 WITH_MIROSTAT = {"penalties", "temperature"}
 
@@ -105,8 +110,13 @@ def check(params: SamplingParams) -> None:
             reason = f"must be texts of 1 to {MAX_BREAKER_BYTES} bytes"
             raise InvalidSampling("dry_sequence_breakers", reason)
     order = params.samplers or ()
-    if len(set(order)) < len(order) or not set(order) <= set(ORDER):
-        raise InvalidSampling("samplers", f"must name each of {', '.join(ORDER)} at most once")
+    if len(set(order)) < len(order) or not set(order) <= set(STEPS):
+        raise InvalidSampling("samplers", f"must name each of {', '.join(STEPS)} at most once")
+    if INFILL in order and not (
+        "top_k" in order[: order.index(INFILL)] and 0 < params.top_k <= MAX_INFILL
+    ):
+        reason = f"must have top_k, of at most {MAX_INFILL}, before {INFILL}"
+        raise InvalidSampling("samplers", reason)
 
 
 def recommended(values: Mapping[str, float]) -> dict[str, Any]:
@@ -164,6 +174,8 @@ def needs_chain(params: SamplingParams) -> bool:
 
 
 def _is_active(params: SamplingParams, step: str) -> bool:
+    if step == INFILL:
+        return True
     if step == "penalties" and params.repeat_last_n == 0:
         return params.presence_penalty != 0 or params.frequency_penalty != 0
     if step == "dry" and params.dry_penalty_last_n == 0:

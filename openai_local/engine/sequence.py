@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from enum import Enum, auto
 
+from openai_local.engine.disk_index import IN_MEMORY
 from openai_local.engine.logprobs import LogprobTrail
 from openai_local.engine.messages import FinishReason, GenerationRequest, Timings, Usage
 from openai_local.engine.prefix_cache import Upcoming
@@ -50,7 +51,7 @@ class Sequence:
         self.request = request
         self.sink = sink
         self.sampler = sampler
-        self.detokenizer = Detokenizer(request.stop)
+        self.detokenizer = Detokenizer(request.stop, request.unstopped)
         self.tokens = list(request.prompt_tokens)
         self.n_prompt = len(self.tokens)
         room = n_ctx - self.n_prompt
@@ -75,7 +76,8 @@ class Sequence:
 
     @property
     def cache_salt(self) -> str:
-        return self.request.cache_salt
+        salt = self.request.cache_salt
+        return f"{IN_MEMORY}{salt}" if self.request.in_memory else salt
 
     @property
     def n_completion(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -22,8 +23,8 @@ NO_MODEL = (
 class NoModel(Exception):
     """Neither a model is configured nor the packaged one installed."""
 
-    def __init__(self) -> None:
-        super().__init__(NO_MODEL)
+    def __init__(self, message: str = NO_MODEL) -> None:
+        super().__init__(message)
 
 
 def packaged_smollm2() -> Path | None:
@@ -63,6 +64,19 @@ def requantized(source: Path, cache: Path | None = None) -> Path:
     return target
 
 
-def default_id(model: Path) -> str:
-    """The name of a file in the API: its own, without the suffix."""
-    return model.stem.lower()
+def packaged_file(requantize: bool) -> Callable[[], Path]:
+    """Finds the packaged model, as Q8_0 if ``requantize`` and that can be. Raises NoModel."""
+
+    def find() -> Path:
+        path = packaged_smollm2()
+        if path is None:
+            raise NoModel
+        if not requantize:
+            return path
+        try:
+            return requantized(path)
+        except OSError as error:
+            logger.warning("using %s as it is: it cannot be requantised: %s", path.name, error)
+            return path
+
+    return find

@@ -1,57 +1,52 @@
-"""Name to loaded model: which file, which engine, loaded once on first use. Knows no HTTP."""
+"""Name to loaded model: found in the catalog, let in by the residency, loaded once on first use,
+held by leases. Knows no HTTP."""
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
-from openai_local.chat_language import ChatLanguage
-from openai_local.chat_template import ChatTemplate, TemplateError
-from openai_local.config import ConfigError, Settings
-from openai_local.engine import Engine, EngineConfig, EngineStopped, ModelInfo, ModelLoadFailed
-from openai_local.engine.bridge import wait
-from openai_local.models.files import (
-    SMOLLM2_ID,
-    NoModel,
-    default_id,
-    packaged_smollm2,
-    requantized,
+from openai_local.config import Settings, Use
+from openai_local.engine import Engine, EngineConfig, EngineStopped, ModelLoadFailed
+from openai_local.engine.bridge import in_thread, wait
+from openai_local.engine.machine import free_memory
+from openai_local.models.catalog import Catalog, ModelSpec
+from openai_local.models.errors import (
+    FailedLately,
+    ModelsBusy,
+    ModelTooLarge,
+    UnknownModel,
+    WrongUse,
 )
+from openai_local.models.footprint import Measure, within
+from openai_local.models.loads import Load, LoadedModel, OpenEngine
+from openai_local.models.residency import Need, Phase, Residency, Resident, Ticket
+
+__all__ = ["Lease", "LoadedModel", "ModelState", "Registry", "Trouble", "UnknownModel"]
 
 logger = logging.getLogger(__name__)
 
 # An engine that dies again sooner after its load is loaded by the next request only.
 MIN_LIFE_S = 60.0
+# A load that failed after so long is not tried again for so many times as long.
+SLOW_FAILURE_S = 1.0
+BACK_OFF = 4
+MAX_BACK_OFF_S = 60.0
+# Of what is free when the first model loads, where there are several and no models_memory.
+MEMORY_SHARE = 0.75
+MIB = 1 << 20
 
-OpenEngine = Callable[[EngineConfig], Engine]
-
-
-class UnknownModel(Exception):
-    """``name`` is none of the models in ``known``."""
-
-    def __init__(self, name: str, known: tuple[str, ...]) -> None:
-        super().__init__(f"no model {name!r}; there are: {', '.join(known)}")
-        self.name = name
-        self.known = known
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedModel:
-    """A model that is ready to use. ``language`` None: it cannot chat, ``no_chat`` says why."""
-
-    id: str
-    engine: Engine
-    info: ModelInfo
-    template: ChatTemplate | None
-    no_chat: str
-    language: ChatLanguage | None = None
+Value = Literal["unloaded", "waiting", "downloading", "loading", "loaded", "unloading", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,236 +57,512 @@ class Trouble:
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class ModelState:
+    """What is of a model now; ``progress`` of its download or load is from 0 to 1."""
+
+    value: Value
+    progress: float = 0.0
+    error: str | None = None
+
+
+class Lease:
+    """While it is held, the model stays loaded. To be released from any thread, or dropped."""
+
+    def __init__(self, model: LoadedModel, release: Callable[[], None]) -> None:
+        self.model = model
+        self._release: Callable[[], None] | None = release
+
+    def __enter__(self) -> LoadedModel:
+        return self.model
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        release, self._release = self._release, None
+        if release is not None:
+            release()
+
+    def __del__(self) -> None:
+        self.release()
+
+
+@dataclass(slots=True, eq=False)
+class _Waiter(Ticket):
+    lease: Future[Lease] = field(default_factory=Future)
+
+
+@dataclass(slots=True)
+class _Failure:
+    error: Exception
+    took_s: float
+    at: float
+
+    def retry_in_s(self, now: float) -> float:
+        if self.took_s < SLOW_FAILURE_S:
+            return 0.0
+        return self.at + min(BACK_OFF * self.took_s, MAX_BACK_OFF_S) - now
+
+
 @dataclass(slots=True)
 class _Entry:
-    id: str
-    file: Callable[[], Path]
-    created: int = field(default_factory=lambda: int(time.time()))
-    engine: Engine | None = None
+    """What is known of a model beside its memory."""
+
+    spec: ModelSpec
+    preparing: Future[None] | None = None
+    config: EngineConfig | None = None
+    load: Load | None = None
     loaded: LoadedModel | None = None
-    loading: Future[LoadedModel] | None = None
+    began_s: float = 0.0  # of the load
     loaded_s: float = 0.0
     n_deaths: int = 0
-    failure: str | None = None
+    died: bool = False  # and was not loaded since
+    failure: _Failure | None = None
+
+
+@dataclass(slots=True)
+class _Outbox:
+    """What is to be done once the lock is free, since it calls what others gave."""
+
+    leases: list[tuple[_Waiter, Lease]] = field(default_factory=list)
+    errors: list[tuple[_Waiter, Exception]] = field(default_factory=list)
+    loads: list[Load] = field(default_factory=list)
+
+    def refuse(self, waiters: Iterable[Ticket], error: Exception) -> None:
+        self.errors += [(waiter, error) for waiter in waiters if isinstance(waiter, _Waiter)]
+
+    def send(self) -> None:
+        for load in self.loads:
+            load.start()
+        for waiter, lease in self.leases:
+            waiter.lease.set_result(lease)
+        for waiter, error in self.errors:
+            waiter.lease.set_exception(error)
 
 
 class Registry:
-    """The models of one application, by name. Safe from several threads and event loops."""
+    """The models of one application. Safe from several threads and event loops."""
 
-    def __init__(self, settings: Settings, open_engine: OpenEngine = Engine) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        open_engine: OpenEngine = Engine,
+        measure: Measure = within,
+    ) -> None:
+        """Raises ConfigError."""
         self._settings = settings
         self._open_engine = open_engine
+        self._measure = measure
         self._lock = threading.Lock()
+        self._released: deque[Resident] = deque()
         self._closed = False
+        self._catalog = Catalog(settings)
+        self._residency = Residency(settings.models_memory or math.inf)
+        self._shares = settings.models_memory is None and self._catalog.several
         self._entries: dict[str, _Entry] = {}
-        self.default_id = self._add_default()
-        self.embedding_id = self.default_id
-        if settings.embedding_model is not None:
-            path = settings.embedding_model
-            self.embedding_id = settings.embedding_model_id or default_id(path)
-            if self.embedding_id == self.default_id:
-                raise ConfigError(
-                    f"model and embedding_model are both called {self.default_id!r};"
-                    " set embedding_model_id"
-                )
-            self._entries[self.embedding_id] = _Entry(self.embedding_id, lambda: path)
+        self._timer: threading.Timer | None = None
+        self._timer_at = math.inf
 
-    def list(self) -> list[tuple[str, int]]:
-        """Ids, and when each was made known, in Unix seconds."""
-        return [(entry.id, entry.created) for entry in self._entries.values()]
+    @property
+    def default_id(self) -> str:
+        """The model of requests that name none. Raises NoModel, UnknownModel."""
+        return self._catalog.default_id
 
-    def find(self, name: str) -> tuple[str, int]:
-        """Raises UnknownModel."""
-        entry = self._entry(name)
-        return entry.id, entry.created
+    @property
+    def embedding_id(self) -> str:
+        """The same of requests for embeddings or ranks."""
+        return self._catalog.embedding_id
+
+    async def models(self) -> list[ModelSpec]:
+        """All that there are now, those in the directory included."""
+        await in_thread(self._catalog.scan)
+        return self._catalog.list()
+
+    async def find(self, name: str) -> ModelSpec:
+        """By id or alias. Raises UnknownModel."""
+        if self._catalog.is_stale(name):
+            await in_thread(self._catalog.scan)
+        return self._catalog.find(name)
+
+    def knows(self, name: str) -> bool:
+        """By id or alias, in the directory as it was last seen."""
+        return self._catalog.knows(name)
+
+    def state(self, id: str) -> ModelState:
+        """What is of a model now."""
+        with self._locked():
+            entry = self._entries.get(id)
+            resident = self._residency.residents.get(id)
+            waiting = any(ticket.id == id for ticket in self._residency.tickets)
+            if resident is not None and resident.phase is Phase.READY:
+                return ModelState("loaded", 1.0)
+            if resident is not None and resident.phase is Phase.LOADING:
+                progress = entry.load.progress if entry is not None and entry.load else 0.0
+                return ModelState("loading", progress)
+            if entry is not None and entry.preparing is not None:
+                share = entry.spec.downloaded
+                return ModelState("loading") if share is None else ModelState("downloading", share)
+            if waiting:
+                return ModelState("waiting")
+            if entry is not None and entry.failure is not None:
+                return ModelState("failed", error=str(entry.failure.error))
+            return ModelState("unloaded" if resident is None else "unloading")
 
     def trouble(self) -> Trouble | None:
-        """A load that is going or has failed, or an engine that died; None if all is well."""
-        with self._lock:
-            for entry in self._entries.values():
-                if entry.loading is not None:
-                    return Trouble("model_loading", f"the model {entry.id!r} is being loaded")
-                if entry.failure is not None:
-                    return Trouble("model_load_failed", entry.failure)
-                if entry.loaded is not None and not entry.loaded.engine.alive:
-                    return Trouble("engine_stopped", f"the engine of {entry.id!r} is stopped")
+        """What keeps a model from serving without which the application is not ready; None if all
+        is well. What is loaded on demand only, is the matter of those who ask for it."""
+        for spec in self._catalog.essential():
+            state = self.state(spec.id)
+            if state.value in ("downloading", "loading", "waiting"):
+                return Trouble("model_loading", f"the model {spec.id!r} is being loaded")
+            if state.error is not None:
+                return Trouble("model_load_failed", state.error)
+            with self._locked():
+                entry = self._entries.get(spec.id)
+                dead = entry is not None and (entry.died or _is_dead(entry.loaded))
+            if dead:
+                return Trouble("engine_stopped", f"the engine of {spec.id!r} is stopped")
         return None
 
     def open(self) -> None:
         """Let models be loaded (again, after :meth:`aclose`)."""
-        with self._lock:
+        with self._locked():
             self._closed = False
 
+    async def warm(self) -> None:
+        """Load what is pinned, else the model that the settings name as the default.
+
+        Raises what :meth:`acquire` raises.
+        """
+        await in_thread(self._catalog.scan)
+        ids = [spec.id for spec in self._catalog.pinned()]
+        if not ids and self._catalog.names_default:
+            ids = [self.default_id]
+        for id in ids:
+            await self.get(id)
+
     def loaded(self, name: str) -> LoadedModel | None:
-        """The model if it is loaded and works. Raises UnknownModel."""
-        loaded = self._entry(name).loaded
-        return loaded if loaded is not None and loaded.engine.alive else None
+        """The model if it is loaded and works; it is not held. Raises UnknownModel."""
+        spec = self._catalog.find(name)
+        with self._locked():
+            entry = self._entries.get(spec.id)
+            return entry.loaded if entry is not None and _is_alive(entry.loaded) else None
 
     async def get(self, name: str) -> LoadedModel:
-        """The model, loaded by the first who asks while the others wait.
+        """The model, loaded if need be, as :meth:`acquire` does; it is not held."""
+        with await self.acquire(name) as model:
+            return model
 
-        After a failed load, or when the engine has died, the next request loads again.
+    def acquire_now(self, name: str, use: Use | None = None) -> Lease | None:
+        """As :meth:`acquire`, where nothing is to be waited for; else None."""
+        if self._catalog.is_stale(name):
+            return None
+        spec = self._spec(name, use)
+        with self._locked():
+            resident = self._residency.ready(spec.id)
+            entry = self._entries.get(spec.id)
+            loaded = entry.loaded if entry is not None else None
+            if self._closed or resident is None or loaded is None or not _is_alive(loaded):
+                return None
+            self._residency.lease(resident, time.monotonic())
+            return self._lease(resident, loaded)
 
-        Raises UnknownModel, NoModel, ModelLoadFailed, EngineStopped.
+    async def acquire(self, name: str, use: Use | None = None) -> Lease:
+        """A lease of the model, which the first who asks has loaded while others wait for it.
+
+        Where its memory is held by busy models, waits for one of them to become idle, and at most
+        ``models_wait_s``. After a failed load, or when the engine has died, the next request loads
+        again; after one that took long, not at once.
+
+        Raises UnknownModel, WrongUse, NoModel, ModelLoadFailed, FailedLately, ModelTooLarge,
+        ModelsBusy, EngineStopped.
         """
-        entry = self._entry(name)
-        with self._lock:
+        if self._catalog.is_stale(name):
+            await in_thread(self._catalog.scan)
+        spec = self._spec(name, use)
+        now = time.monotonic()
+        waiter = _Waiter(spec.id, now)
+        with self._change():
             if self._closed:
                 raise EngineStopped
-            if entry.loaded is not None and entry.loaded.engine.alive:
-                return entry.loaded
-            future = entry.loading or self._start_load(entry)
-        return await wait(future)
-
-    def _start_load(self, entry: _Entry) -> Future[LoadedModel]:
-        """With the lock held."""
-        future = entry.loading = Future()
-        # Finding the file may requantise it, which takes a while: not on the loop. Not a
-        # daemon either: the interpreter waits for it rather than crash in C code.
-        thread = threading.Thread(target=self._load, args=(entry, future), name=f"load {entry.id}")
+            failure = self._entry(spec).failure
+            if failure is not None and failure.retry_in_s(now) > 0:
+                raise FailedLately(str(failure.error), failure.retry_in_s(now))
+            self._residency.ask(waiter)
         try:
-            thread.start()
-        except RuntimeError:
-            entry.loading = None
+            return await wait(waiter.lease)
+        except BaseException:
+            self._leave(waiter)
             raise
-        return future
-
-    def _restart(self, name: str) -> None:
-        """An engine died: load it again, so that readiness comes back without a request."""
-        entry = self._entry(name)
-        with self._lock:
-            dies_at_once = time.monotonic() - entry.loaded_s < MIN_LIFE_S
-            entry.n_deaths = entry.n_deaths + 1 if dies_at_once else 1
-            if self._closed or entry.loading is not None or entry.n_deaths > 1:
-                return
-            logger.warning("the engine of %s died: loading it again", name)
-            with suppress(RuntimeError):  # no thread can be started any more
-                self._start_load(entry)
 
     async def aclose(self) -> None:
-        """Stop all engines; those who wait get EngineStopped."""
-        with self._lock:
+        """Stop all engines and free all models; those who wait get EngineStopped."""
+        outbox = _Outbox()
+        with self._locked():
             self._closed = True
-            engines = [entry.engine for entry in self._entries.values() if entry.engine]
-            loads = [entry.loading for entry in self._entries.values() if entry.loading]
-            for engine in engines:
-                engine.stop()
-        for engine in engines:
-            await engine.aclose()
-        with self._lock:
-            for entry in self._entries.values():
-                if entry.engine in engines:
-                    entry.engine = entry.loaded = None
+            self._set_timer(math.inf)
+            outbox.refuse(self._residency.withdraw_all(), EngineStopped())
+            entries = self._entries.values()
+            loads = [entry.load for entry in entries if entry.load is not None]
+            preparing = [entry.preparing for entry in entries if entry.preparing is not None]
+            for load in loads:
+                load.stop()
+        outbox.send()
         for load in loads:
-            with suppress(Exception):
-                await wait(load)
+            await load.aclose()
+        for prepared in preparing:
+            await wait(prepared)
 
-    def _entry(self, name: str) -> _Entry:
+    def _spec(self, name: str, use: Use | None) -> ModelSpec:
         try:
-            return self._entries[name]
-        except KeyError:
-            raise UnknownModel(name, tuple(self._entries)) from None
+            spec = self._catalog.find(name)
+        except UnknownModel:
+            if not self._settings.serve_unknown_models:
+                raise
+            id = self.embedding_id if use == "embedding" else self.default_id
+            spec = self._catalog.find(id)
+        if use is not None and spec.use not in (use, "both"):
+            raise WrongUse(spec.id, spec.use)
+        return spec
 
-    def _add_default(self) -> str:
-        settings = self._settings
-        if settings.model is not None:
-            path = settings.model
-            entry = _Entry(settings.model_id or default_id(path), lambda: path)
-        else:
-            entry = _Entry(settings.model_id or SMOLLM2_ID, self._packaged)
-        self._entries[entry.id] = entry
-        return entry.id
+    def _entry(self, spec: ModelSpec) -> _Entry:
+        return self._entries.setdefault(spec.id, _Entry(spec))
 
-    def _packaged(self) -> Path:
-        path = packaged_smollm2()
-        if path is None:
-            raise NoModel
-        if not self._settings.requantize:
-            return path
+    def _lease(self, resident: Resident, loaded: LoadedModel) -> Lease:
+        return Lease(loaded, lambda: self._release(resident))
+
+    @contextmanager
+    def _change(self) -> Iterator[_Outbox]:
+        """With the lock, change something; then do what follows from it."""
+        outbox = _Outbox()
+        with self._locked():
+            yield outbox
+            self._settle(outbox)
+        outbox.send()
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
         try:
-            return requantized(path)
-        except OSError as error:
-            logger.warning("using %s as it is: it cannot be requantised: %s", path.name, error)
-            return path
-
-    def _load(self, entry: _Entry, future: Future[LoadedModel]) -> None:
-        try:
-            engine = self._open_engine(self._settings.engine(entry.file()))
             with self._lock:
-                if self._closed:
-                    raise EngineStopped
-                entry.engine = engine
-            ready = engine.start()
-        except Exception as error:
-            if isinstance(error, OSError):
-                error = ModelLoadFailed(self._settings.model or Path(entry.id), str(error))
-            self._fail(entry, future, error)
+                yield
+        finally:
+            self._take_back()
+
+    def _take_back(self) -> None:
+        """Leases that were released. Does not wait for the lock: a lease may be released wherever
+        the garbage collector runs, and whoever has the lock comes here when it is free."""
+        while self._released and self._lock.acquire(blocking=False):
+            outbox = _Outbox()
+            try:
+                while self._released:
+                    self._residency.release(self._released.popleft(), time.monotonic())
+                self._settle(outbox)
+            finally:
+                self._lock.release()
+            outbox.send()
+
+    def _settle(self, outbox: _Outbox) -> None:
+        if self._closed:
             return
-        # Nobody waits: the rest is done where the load ends, on the engine's thread.
-        ready.add_done_callback(lambda ready: self._finish(entry, future, engine, ready))
+        residency, now = self._residency, time.monotonic()
+        for resident in list(residency.residents.values()):
+            # It has died, and its end will be told; until then nobody gets it.
+            if resident.phase is Phase.READY and _is_dead(self._entries[resident.id].loaded):
+                residency.leave(resident)
+        decisions = residency.settle(now)
+        for ticket, resident in decisions.grants:
+            loaded = self._entries[resident.id].loaded
+            assert loaded is not None and isinstance(ticket, _Waiter)
+            outbox.leases.append((ticket, self._lease(resident, loaded)))
+        for ticket, need in decisions.refusals:
+            most = int(residency.most(ticket.id))
+            outbox.refuse([ticket], ModelTooLarge(ticket.id, need.n_bytes, most))
+        for resident in decisions.unloads:
+            self._unload(resident, "to make room")
+        for resident in decisions.loads:
+            outbox.loads.append(self._load(resident))
+        for id in {ticket.id for ticket in residency.tickets}:
+            if residency.lacks_need(id):
+                self._prepare(self._entries[id], outbox)
+        self._set_timer(residency.next_change_at(self._settings.models_wait_s))
 
-    def _finish(
-        self,
-        entry: _Entry,
-        future: Future[LoadedModel],
-        engine: Engine,
-        ready: Future[ModelInfo],
-    ) -> None:
+    def _prepare(self, entry: _Entry, outbox: _Outbox) -> None:
+        """Find the file and what it takes: on a thread, since that may take long. Not a daemon:
+        the interpreter waits for it rather than crash in C code."""
+        if entry.preparing is not None:
+            return
+        prepared: Future[None] = Future()
+        entry.preparing = prepared
+        name = f"prepare {entry.spec.id}"
+        thread = threading.Thread(target=self._find_need, args=(entry, prepared), name=name)
         try:
-            info = ready.result()
-            template, no_chat = self._template(engine, info)
-            language = None
-            if template is not None:
-                language, no_chat = _language(template, engine)
-            loaded = LoadedModel(entry.id, engine, info, template, no_chat, language)
-            with self._lock:
-                if self._closed or entry.engine is not engine:
-                    raise EngineStopped
-                entry.loaded, entry.loading, entry.failure = loaded, None, None
-                entry.loaded_s = time.monotonic()
+            thread.start()
+        except RuntimeError as error:  # no thread can be started any more
+            entry.preparing = None
+            waiters = self._residency.withdraw_all(entry.spec.id)
+            outbox.refuse(waiters, ModelLoadFailed(Path(entry.spec.id), str(error)))
+
+    def _find_need(self, entry: _Entry, prepared: Future[None]) -> None:
+        began, spec = time.monotonic(), entry.spec
+        outcome: Need | Exception
+        try:
+            path = spec.find(lambda: self._closed)
+            config = self._settings.engine(path, spec.table)
+            n_bytes, budget = 0, self._budget()
+            if budget < math.inf:
+                config, n_bytes = self._measure(config, int(budget))
+            idle_unload_s = self._settings.option("idle_unload_s", spec.table)
+            outcome = Need(n_bytes, spec.pinned, idle_unload_s)
+            entry.config = config
         except Exception as error:
-            engine.stop()
+            outcome = error
             if isinstance(error, OSError):
-                error = ModelLoadFailed(engine.config.model, str(error))
-            self._fail(entry, future, error)
-        else:
-            future.set_result(loaded)
-            # The thread must not keep an abandoned registry alive.
-            registry, name = weakref.ref(self), entry.id
-            engine.on_death(lambda: r._restart(name) if (r := registry()) else None)
+                outcome = ModelLoadFailed(Path(spec.id), str(error))
+        with self._change() as outbox:
+            entry.preparing = None
+            took_s = time.monotonic() - began
+            if isinstance(outcome, Need):
+                self._residency.measured(spec.id, outcome, took_s)
+            else:
+                self._fail(entry, outcome, took_s, outbox)
+        prepared.set_result(None)
 
-    def _fail(self, entry: _Entry, future: Future[LoadedModel], error: Exception) -> None:
-        with self._lock:
-            entry.loading = None
-            entry.failure = None if isinstance(error, EngineStopped) else str(error)
-        future.set_exception(error)
+    def _budget(self) -> float:
+        """Of all models together; where it is a share, of what is free before the first."""
+        with self._locked():
+            if self._shares:
+                self._shares = False
+                self._residency.budget = int(free_memory() * MEMORY_SHARE)
+                text = "models may take %.0f MiB together; the setting models_memory changes that"
+                logger.info(text, self._residency.budget / MIB)
+            return self._residency.budget
 
-    def _template(self, engine: Engine, info: ModelInfo) -> tuple[ChatTemplate | None, str]:
-        source = info.chat_template
-        if self._settings.chat_template is not None:
-            source = self._settings.chat_template.read_text(encoding="utf-8")
-        if not info.can_generate:
-            return None, "the model makes embeddings only"
-        if source is None:
-            return None, "the model has no chat template; the setting chat_template names one"
-        try:
-            template = ChatTemplate(
-                source,
-                bos_token=info.bos_token,
-                eos_token=info.eos_token,
-                control_tokens=engine.vocabulary.control_tokens,
-            )
-        except TemplateError as error:
-            return None, str(error)
-        return template, ""
+    def _load(self, resident: Resident) -> Load:
+        entry = self._entries[resident.id]
+        spec = entry.spec
+        assert entry.config is not None, "what is loaded was prepared"
+        # The engine's thread must not keep an abandoned registry alive.
+        registry = weakref.ref(self)
+
+        def done(outcome: LoadedModel | Exception) -> None:
+            if (alive := registry()) is not None:
+                alive._loaded(resident, outcome)
+
+        def ended(died: bool) -> None:
+            if (alive := registry()) is not None:
+                alive._ended(resident, died)
+
+        entry.load = Load(
+            spec.id,
+            entry.config,
+            self._open_engine,
+            use=spec.use,
+            chat_template=self._settings.option("chat_template", spec.table),
+            done=done,
+            ended=ended,
+        )
+        entry.began_s = time.monotonic()
+        size = f", {resident.n_bytes / MIB:.0f} MiB" if resident.n_bytes else ""
+        logger.info("loading %s: %s%s", spec.id, entry.config.model.name, size)
+        return entry.load
+
+    def _loaded(self, resident: Resident, outcome: LoadedModel | Exception) -> None:
+        with self._change() as outbox:
+            entry, now = self._entries[resident.id], time.monotonic()
+            if self._closed and isinstance(outcome, LoadedModel):
+                outcome = EngineStopped()
+            if isinstance(outcome, LoadedModel):
+                entry.loaded, entry.failure, entry.died = outcome, None, False
+                entry.loaded_s = now
+                self._residency.loaded(resident, now)
+                logger.info("%s is loaded, in %.1f s", resident.id, now - entry.began_s)
+            else:
+                self._residency.leave(resident)
+                self._fail(entry, outcome, now - entry.began_s, outbox)
+
+    def _fail(self, entry: _Entry, error: Exception, took_s: float, outbox: _Outbox) -> None:
+        if not isinstance(error, EngineStopped):
+            entry.failure = _Failure(error, took_s, time.monotonic())
+            logger.warning("%s is not loaded: %s", entry.spec.id, error)
+        outbox.refuse(self._residency.withdraw_all(entry.spec.id), error)
+
+    def _ended(self, resident: Resident, died: bool) -> None:
+        """All memory is free. Who died is loaded again, so that readiness comes back without a
+        request."""
+        with self._change():
+            entry = self._entries[resident.id]
+            self._residency.gone(resident)
+            entry.load = entry.loaded = None
+            if not died or self._closed:
+                return
+            entry.died = True
+            dies_at_once = time.monotonic() - entry.loaded_s < MIN_LIFE_S
+            entry.n_deaths = entry.n_deaths + 1 if dies_at_once else 1
+            if entry.n_deaths == 1:
+                logger.warning("the engine of %s died: loading it again", resident.id)
+                nobody = _Waiter(resident.id, time.monotonic())
+                nobody.lease.add_done_callback(_release_at_once)
+                self._residency.ask(nobody)
+
+    def _unload(self, resident: Resident, why: str) -> None:
+        entry = self._entries[resident.id]
+        logger.info("unloading %s %s", resident.id, why)
+        assert entry.load is not None, "what is loaded had a load"
+        entry.loaded = None
+        entry.load.stop()
+
+    def _release(self, resident: Resident) -> None:
+        self._released.append(resident)
+        self._take_back()
+
+    def _leave(self, waiter: _Waiter) -> None:
+        """Nobody waits any more; what was given just now is given back."""
+        with self._change():
+            if self._residency.withdraw(waiter):
+                return
+        waiter.lease.add_done_callback(_release_at_once)
+
+    def _set_timer(self, at: float) -> None:
+        """Look again at that time. An earlier timer will set the next."""
+        if at >= self._timer_at and at < math.inf:
+            return
+        if self._timer is not None and (at < self._timer_at or self._closed):
+            self._timer.cancel()
+            self._timer, self._timer_at = None, math.inf
+        if at == math.inf:
+            return
+        delay_s = max(0.0, at - time.monotonic())
+        timer = threading.Timer(delay_s, _tick, (weakref.ref(self),))
+        timer.name, timer.daemon = "openai_local models", True
+        with suppress(RuntimeError):  # no thread can be started any more
+            timer.start()
+            self._timer, self._timer_at = timer, at
+
+    def _time_has_come(self) -> None:
+        with self._change() as outbox:
+            self._timer, self._timer_at = None, math.inf
+            now, wait_s = time.monotonic(), self._settings.models_wait_s
+            for resident in self._residency.expire(now):
+                self._unload(resident, f"after {resident.idle_unload_s:g} s without use")
+            for ticket in self._residency.overdue(now, wait_s):
+                busy = self._residency.holders(ticket.id)
+                outbox.refuse([ticket], ModelsBusy(ticket.id, busy, wait_s))
 
 
-def _language(template: ChatTemplate, engine: Engine) -> tuple[ChatLanguage | None, str]:
-    """What a template makes of probes; a model whose template fails is still one for texts."""
-    try:
-        return ChatLanguage(template, engine.vocabulary), ""
-    except EngineStopped:
-        raise
-    except Exception as error:
-        logger.exception("the chat template cannot be understood")
-        return None, f"its chat template cannot be understood: {error!r}"
+def _tick(registry: weakref.ref[Registry]) -> None:
+    if (alive := registry()) is not None:
+        alive._time_has_come()
+
+
+def _release_at_once(lease: Future[Lease]) -> None:
+    if lease.exception() is None:
+        lease.result().release()
+
+
+def _is_alive(loaded: LoadedModel | None) -> bool:
+    return loaded is not None and loaded.engine.alive
+
+
+def _is_dead(loaded: LoadedModel | None) -> bool:
+    return loaded is not None and not loaded.engine.alive

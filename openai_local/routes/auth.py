@@ -9,33 +9,33 @@ from typing import Any
 
 from starlette.requests import Request
 
-from openai_local.routes.errors import RequestError
+from openai_local.routes.errors import HttpRefusal
 
 # Lets a request in by returning, unless it returns False; else raises Starlette's HTTPException.
 Authorize = Callable[[Request], Awaitable[Any] | Any]
 
 
 def check_key(request: Request, api_key: str | None) -> None:
-    """Raises RequestError 401 unless the request carries ``api_key``; None lets all pass."""
+    """Raises HttpRefusal 401 unless the request carries ``api_key``; None lets all pass."""
     if api_key is None:
         return
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not given:
-        raise RequestError(
+        raise HttpRefusal(
             "You didn't provide an API key: send it as 'Authorization: Bearer KEY'.",
-            code="invalid_api_key",
-            status=401,
+            401,
+            "invalid_api_key",
         )
     if not hmac.compare_digest(given.strip().encode("latin-1"), api_key.encode()):
-        raise RequestError("Incorrect API key provided.", code="invalid_api_key", status=401)
+        raise HttpRefusal("Incorrect API key provided.", 401, "invalid_api_key")
 
 
 async def check_host(request: Request, authorize: Authorize | None) -> None:
-    """Raises RequestError 401 where the host says False, and what ``authorize`` raises."""
+    """Raises HttpRefusal 401 where the host says False, and what ``authorize`` raises."""
     if authorize is None:
         return
     verdict = authorize(request)
     if isawaitable(verdict):
         verdict = await verdict
     if verdict is False:
-        raise RequestError("Unauthorized.", code="unauthorized", status=401)
+        raise HttpRefusal("Unauthorized.", 401, "unauthorized")

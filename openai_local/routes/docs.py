@@ -15,9 +15,9 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.types import ASGIApp
 
+from openai_local.api.generation import INLINE_CHARS, off_loop
 from openai_local.routes import openapi
-from openai_local.routes.errors import RequestError
-from openai_local.routes.generation import INLINE_CHARS, off_loop
+from openai_local.routes.errors import HttpRefusal
 from openai_local.routes.services import Services
 
 HEADERS = {"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'"}
@@ -44,9 +44,7 @@ async def _made(
     services: Services, request: Request, path: str, make: Callable[[bool, str], bytes]
 ) -> bytes:
     if not services.settings.docs:
-        raise RequestError(
-            f"Unknown request URL: GET {request.url.path}.", code="unknown_url", status=404
-        )
+        raise HttpRefusal(f"Unknown request URL: GET {request.url.path}.", 404, "unknown_url")
     needs_key, server = services.settings.api_key is not None, _base(request, path)
     return await off_loop(INLINE_CHARS + 1, lambda: make(needs_key, server))
 

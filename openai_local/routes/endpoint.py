@@ -38,13 +38,15 @@ class Endpoint:
     authorize: Authorize | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        response = await self._response(Request(scope, receive))
-        try:
-            await response(scope, receive, send)
-        except OSError:
-            pass  # How a server says that the client has gone.
+        services = self.services.for_request()
+        with services.models:
+            response = await self._response(services, Request(scope, receive))
+            try:
+                await response(scope, receive, send)
+            except OSError:
+                pass  # How a server says that the client has gone.
 
-    async def _response(self, request: Request) -> ASGIApp:
+    async def _response(self, services: Services, request: Request) -> ASGIApp:
         method = request.method
         if method != self.method and (method, self.method) != ("HEAD", "GET"):
             message = f"Method {method} is not allowed here, only {self.method}."
@@ -53,9 +55,9 @@ class Endpoint:
             return refusal
         try:
             if self.needs_key:
-                check_key(request, self.services.settings.api_key)
+                check_key(request, services.settings.api_key)
                 await check_host(request, self.authorize)
-            return await self.handle(self.services, request)
+            return await self.handle(services, request)
         except ClientLeft:
             return Response(status_code=499)
         except Exception as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,40 +11,38 @@ from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from openai_local.chat_template import TemplateError
+from openai_local.api.errors import RequestError, named
 from openai_local.engine import (
     DeadlineExceeded,
-    EmptyPrompt,
     EngineError,
     EngineStopped,
-    InvalidConstraint,
-    InvalidSampling,
-    InvalidToken,
     ModelLoadFailed,
-    PromptTooLong,
     QueueFull,
-    Unsupported,
+)
+from openai_local.models.errors import (
+    FailedLately,
+    ModelsBusy,
+    ModelTooLarge,
+    UnknownModel,
 )
 from openai_local.models.files import NoModel
-from openai_local.models.registry import UnknownModel
 
+# What came out once would only do so again; OpenAI's clients go by this header.
+FINAL = {"x-should-retry": "false"}
+# Whoever comes back waits in the queue again, for as long as that is allowed.
+BUSY_RETRY_AFTER = "1"
 HEADERS = {
     401: {"www-authenticate": "Bearer"},
     429: {"retry-after": "1"},
-    # What timed out once would only do so again; OpenAI's clients go by this header.
-    504: {"x-should-retry": "false"},
+    504: FINAL,
 }
 
 
-class RequestError(Exception):
-    """The request is refused with ``status``; ``param`` names what is wrong in it."""
+class HttpRefusal(RequestError):
+    """A request that is refused with a ``status`` of its own."""
 
-    def __init__(
-        self, message: str, *, param: str | None = None, code: str | None = None, status: int = 400
-    ) -> None:
-        super().__init__(message)
-        self.param = param
-        self.code = code
+    def __init__(self, message: str, status: int, code: str) -> None:
+        super().__init__(message, code=code)
         self.status = status
 
 
@@ -77,27 +76,22 @@ class ErrorShape:
 def shape(error: Exception, prompt_param: str = "messages") -> ErrorShape:
     """How ``error`` looks to a client; ``prompt_param`` is where the endpoint's prompt stands."""
     text = str(error)
+    refusal = named(error, prompt_param)
+    if refusal is not None:
+        status = error.status if isinstance(error, HttpRefusal) else 400
+        return ErrorShape(status, str(refusal), param=refusal.param, code=refusal.code)
     match error:
-        case RequestError():
-            return ErrorShape(error.status, text, param=error.param, code=error.code)
         case UnknownModel():
             return ErrorShape(404, text, param="model", code="model_not_found")
-        case PromptTooLong():
-            text = (
-                f"This model's maximum context length is {error.n_max} tokens of input;"
-                f" the {prompt_param} resulted in {error.n_prompt} tokens."
-            )
-            return ErrorShape(400, text, param=prompt_param, code="context_length_exceeded")
-        case InvalidToken() if error.where != "prompt":
-            return ErrorShape(400, text, param=error.where, code="invalid_value")
-        case InvalidSampling():
-            return ErrorShape(400, text, param=error.name, code="invalid_value")
-        case InvalidConstraint():
-            return ErrorShape(400, text, code="invalid_value")
-        case EmptyPrompt() | InvalidToken() | TemplateError():
-            return ErrorShape(400, text, param=prompt_param, code="invalid_value")
-        case Unsupported():
-            return ErrorShape(400, text, param="model", code="unsupported_model")
+        case ModelTooLarge():
+            return ErrorShape(503, text, type="server_error", code="model_too_large", headers=FINAL)
+        case ModelsBusy():
+            headers = {"retry-after": BUSY_RETRY_AFTER}
+            return ErrorShape(503, text, type="server_error", code="models_busy", headers=headers)
+        case FailedLately():
+            headers = {"retry-after": str(math.ceil(error.retry_in_s))}
+            code = "model_load_failed"
+            return ErrorShape(503, text, type="server_error", code=code, headers=headers)
         case ModelLoadFailed() | NoModel():
             return ErrorShape(503, text, type="server_error", code="model_load_failed")
         case QueueFull():

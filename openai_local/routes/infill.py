@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,20 +11,22 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp
 
+from openai_local.api.bodies import Refusal, Refused
+from openai_local.api.constraints import asked_for, compiled
+from openai_local.api.errors import RequestError
+from openai_local.api.generation import Choices, generation_request, off_loop, read_biases
+from openai_local.api.logprobs import chat_logprobs
+from openai_local.api.parameters import check_infill
+from openai_local.api.prompts import text_of
+from openai_local.api.timings import with_progress, with_timings
+from openai_local.api.types.infill import ExtraFile, InfillRequest
 from openai_local.engine import Finished, PromptProgress, TextDelta, TokenLogprob
-from openai_local.models.registry import LoadedModel
-from openai_local.routes.constraints import asked_for, compiled
-from openai_local.routes.errors import RequestError
-from openai_local.routes.generation import Choices, generation_request, off_loop, read_biases
+from openai_local.models.loads import LoadedModel
+from openai_local.models.session import Session
 from openai_local.routes.host import unless_left
-from openai_local.routes.logprobs import chat_logprobs
-from openai_local.routes.parameters import check_infill
-from openai_local.routes.prompts import text_of
-from openai_local.routes.request import Refusal, Refused, read
+from openai_local.routes.request import read
 from openai_local.routes.services import Services
 from openai_local.routes.sse import EventStream, event
-from openai_local.routes.timings import with_progress, with_timings
-from openai_local.routes.types.infill import ExtraFile, InfillRequest
 
 REFUSED: Refused = {
     "id_slot": Refusal("it finds the best slot itself", (-1,)),
@@ -45,25 +47,33 @@ SNIPPET = "\n\n--- snippet ---\n\n"
 
 async def create(services: Services, request: Request) -> ASGIApp:
     body = await read(request, InfillRequest, REFUSED, services.settings.max_body_bytes)
-    check_infill(body)
-    asked = asked_for(body)
-    model = await services.model(request, body.model or services.registry.default_id)
-    prompt = await off_loop(_size(body), lambda: _prompt(body, model))
-    biases = await read_biases(body, model.engine)
-    more: dict[str, Any] = {"timings": True}
-    if body.return_tokens and body.n_logprobs() is None:
-        more["logprobs"] = 0  # the tokens come with them
-    if asked is not None:
-        more["constraint"] = await compiled(request, model.engine, asked)
-    asking = generation_request(body, model, prompt.tokens, body.most_tokens(), biases, 0, **more)
-    choices = Choices(model.engine, [asking], per_prompt=1)
-    answer = _Answer(body, model.id, prompt)
+    start = await unless_left(request.receive, lambda: _plan(services.models, body))
+    answer, choices = start()
     if body.stream:
         return EventStream(_events(answer, choices), choices.cancel, done=b"")
     try:
         return JSONResponse(await unless_left(request.receive, lambda: _whole(answer, choices)))
     finally:
         choices.cancel()
+
+
+async def _plan(models: Session, body: InfillRequest) -> Callable[[], tuple[_Answer, Choices]]:
+    check_infill(body)
+    asked = asked_for(body)
+    model = await models.get(body.model or models.default_id, "chat")
+    prompt = await off_loop(_size(body), lambda: _prompt(body, model))
+    biases = await read_biases(body, model.engine)
+    more: dict[str, Any] = {"timings": True}
+    if body.return_tokens and body.n_logprobs() is None:
+        more["logprobs"] = 0  # the tokens come with them
+    if asked is not None:
+        more["constraint"] = await compiled(model.engine, asked)
+    asking = generation_request(body, model, prompt.tokens, body.most_tokens(), biases, 0, **more)
+
+    def start() -> tuple[_Answer, Choices]:
+        return _Answer(body, model.id, prompt), Choices(model.engine, [asking], per_prompt=1)
+
+    return start
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,10 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 import openai_local
+from openai_local.api.bodies import Refusal
+from openai_local.api.types.answers import Error
 from openai_local.routes.errors import HEADERS
 from openai_local.routes.operations import OPERATIONS, Operation, Types
-from openai_local.routes.request import Refusal
-from openai_local.routes.types.answers import Error
 
 # Of our components among a host's, as FastAPI tells its own apart.
 COMPONENT_PREFIX = "openai_local__"

@@ -6,23 +6,17 @@ from dataclasses import dataclass, field
 
 from pydantic import BaseModel
 
-from openai_local.routes import (
-    chat_completions,
-    completions,
-    embeddings,
-    infill,
-    rerank,
-    tokens,
-)
-from openai_local.routes.request import Refused
-from openai_local.routes.types import answers
-from openai_local.routes.types.apply_template import TemplateRequest
-from openai_local.routes.types.chat_completions import ChatCompletionRequest
-from openai_local.routes.types.completions import CompletionRequest
-from openai_local.routes.types.embeddings import EmbeddingRequest
-from openai_local.routes.types.infill import InfillRequest
-from openai_local.routes.types.rerank import RerankRequest
-from openai_local.routes.types.tokens import DetokenizeRequest, TokenizeRequest
+from openai_local.api import chat_completions, completions, embeddings, rerank, tokens
+from openai_local.api.bodies import Refused
+from openai_local.api.types import answers
+from openai_local.api.types.apply_template import TemplateRequest
+from openai_local.api.types.chat_completions import ChatCompletionRequest
+from openai_local.api.types.completions import CompletionRequest
+from openai_local.api.types.embeddings import EmbeddingRequest
+from openai_local.api.types.infill import InfillRequest
+from openai_local.api.types.rerank import RerankRequest
+from openai_local.api.types.tokens import DetokenizeRequest, TokenizeRequest
+from openai_local.routes import infill
 
 Types = tuple[type[BaseModel], ...]
 

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
-from openai_local.config import Settings
-from openai_local.models.registry import LoadedModel, Registry
-from openai_local.routes.host import unless_left
+from openai_local.config import Settings, Use
+from openai_local.models.registry import Registry
+from openai_local.models.session import Session
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The application's models and settings."""
+    """The application's models and settings, and what this request holds of the models."""
 
     registry: Registry
     settings: Settings
+    models: Session = field(init=False)
 
-    async def model(self, request: Request, name: str) -> LoadedModel:
-        """The model, loaded if need be while the client waits for it.
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "models", Session(self.registry))
 
-        Raises what Registry.get raises, and ClientLeft.
-        """
-        loaded = self.registry.loaded(name)
-        if loaded is not None:
-            return loaded
-        return await unless_left(request.receive, lambda: self.registry.get(name))
+    def for_request(self) -> Services:
+        return Services(self.registry, self.settings)
+
+    def named_in_path(self, request: Request, use: Use) -> str:
+        """The model of a path before 2022, which named it: the default where it is none of ours."""
+        name: str = request.path_params["engine"]
+        if self.registry.knows(name):
+            return name
+        return self.models.embedding_id if use == "embedding" else self.models.default_id

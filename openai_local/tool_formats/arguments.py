@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from openai_local.tool_formats.cursor import Cursor, Emit, Reading
+from openai_local.tool_formats.input_grammar import InputGrammar
 from openai_local.tool_formats.json_reader import read_json
 from openai_local.tool_formats.lark import Lark
 from openai_local.tool_formats.schema import (
@@ -49,6 +50,10 @@ class Arguments(Protocol):
         """An expression for arguments of ``schema``. Raises SchemaUnsupported."""
         ...
 
+    def input_rule(self, grammar: Lark, key: str, text: InputGrammar) -> str:
+        """An expression for one argument, a text of another grammar. Raises InputUnsupported."""
+        ...
+
     def read(self, cursor: Cursor, schema: Mapping[str, Any], emit: Emit) -> Reading[bool]:
         """Pass on the arguments as JSON; False where they are cut off."""
         ...
@@ -66,6 +71,10 @@ class JsonArguments:
 
     def rule(self, grammar: Lark, schema: Mapping[str, Any]) -> str:
         return grammar.json(schema, self.separators)
+
+    def input_rule(self, grammar: Lark, key: str, text: InputGrammar) -> str:
+        head = grammar.literal(f'{{"{key}"{self.separators[1]}"')
+        return f"{head} {text.quoted(grammar)} {grammar.literal(chr(34) + '}')}"
 
     def read(self, cursor: Cursor, schema: Mapping[str, Any], emit: Emit) -> Reading[bool]:
         return read_json(cursor, emit)
@@ -108,6 +117,10 @@ class TaggedArguments:
             return self._member(grammar, grammar.literal(f"{self.open}{key}"), part, schema)
 
         return sequence(grammar, members, member, grammar.literal(self.separator))
+
+    def input_rule(self, grammar: Lark, key: str, text: InputGrammar) -> str:
+        head = grammar.literal(f"{self.open}{key}{self.close_key}")
+        return f"{head} {text.bare(grammar, self.close_value)}"
 
     def _others(self, grammar: Lark, root: Mapping[str, Any], part: Any) -> str:
         key = grammar.literal(self.open) + " " + grammar.regex("[A-Za-z0-9_.-]+", "KEY")

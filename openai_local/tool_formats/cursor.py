@@ -40,15 +40,19 @@ class Cursor:
     """A place in the text so far.
 
     ``pos`` is a place in ``text``, from which :meth:`feed` takes away what was settled; places
-    that are kept over a wait come from :meth:`mark`.
+    that are kept over a wait come from :meth:`mark`. A text that is ``closed`` may have been
+    ``cut`` off: then what may be the beginning of a mark is one. ``starved`` says that a reader
+    wanted more at the end of the text.
     """
 
-    __slots__ = ("_base", "_settled", "closed", "pos", "text")
+    __slots__ = ("_base", "_settled", "closed", "cut", "pos", "starved", "text")
 
     def __init__(self) -> None:
         self.text = ""
         self.pos = 0
         self.closed = False
+        self.cut = False
+        self.starved = False
         self._base = 0
         self._settled = 0
 
@@ -78,9 +82,18 @@ class Cursor:
         """Wait until there is a character at the place; False at the end of the text."""
         while self.pos >= len(self.text):
             if self.closed:
+                self.starved = True
                 return False
             yield
         return True
+
+    @property
+    def rest(self) -> str:
+        return self.text[self.pos :]
+
+    def drop_rest(self) -> None:
+        """Nothing of what is left is read."""
+        self.pos = len(self.text)
 
     def peek(self) -> Reading[str]:
         """The next character, or nothing at the end."""
@@ -147,7 +160,8 @@ class Cursor:
         size = 0
         while True:
             match = pattern.search(self.text, self.pos)
-            undecided = 0 if self.closed else _held(self.text, self.pos, markers)
+            whole = self.closed and not self.cut
+            undecided = 0 if whole else _held(self.text, self.pos, markers)
             earlier = match is not None and len(self.text) - undecided < match.start()
             longer = match is not None and match.start() + longest > len(self.text)
             if match is not None and (self.closed or len(markers) == 1 or not (earlier or longer)):
@@ -162,6 +176,9 @@ class Cursor:
             if end > self.pos:
                 emit(self.text[self.pos : end])
                 self.pos = end
+            if self.closed and match is None:
+                self.starved = undecided > 0
+                self.drop_rest()
             if self.closed and match is None or limit is not None and size > limit:
                 return None
             yield

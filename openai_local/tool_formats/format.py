@@ -4,23 +4,44 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from openai_local.reasoning_format import ReasoningFormat, Thought
+from openai_local.tool_formats.arguments import JsonArguments
 from openai_local.tool_formats.cursor import Cursor, Emit, Marker, Reading, Slot
 from openai_local.tool_formats.free_text import FreeText
+from openai_local.tool_formats.input_grammar import InputGrammar
+from openai_local.tool_formats.json_choice import call_or_answer, may_have_member
 from openai_local.tool_formats.json_reader import read_json_call
 from openai_local.tool_formats.lark import Lark
 from openai_local.tool_formats.layout import Call, CallLayout
 from openai_local.tool_formats.output import Tools
-from openai_local.tool_formats.schema import SchemaUnsupported, name_of, parameters_of
+from openai_local.tool_formats.schema import (
+    InputUnsupported,
+    SchemaUnsupported,
+    name_of,
+    parameters_of,
+)
 
 _TAG = re.compile(r"<[^<>\s]+>|\[/?[A-Z][A-Z_]*\]")
 _NAME = re.compile(r"[A-Za-z0-9_.-]")
 
+_ALONE = r'\s*\{\s*"(name|type|function)"'
+
 Start = Callable[[str, str | None], Emit]
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """What an output must be, as :meth:`ToolFormat.grammar` has it."""
+
+    required: bool
+    parallel: bool
+    answer: Mapping[str, Any] | None
+    reasoning: ReasoningFormat | None
+    thought: Thought
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +76,21 @@ class ToolFormat:
         """Texts at which calls are looked for."""
         return (*self.prefixes, self.trigger)
 
+    def call_marks(self, names: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """With what calls of ``names`` begin: anywhere, and where nothing is before them."""
+        if not self.alone:
+            return tuple(filter(None, self.triggers)), ()
+        first = next((piece for piece in self.lead if isinstance(piece, str)), "")
+        return self.prefixes, (first,)
+
     @property
     def alone(self) -> bool:
         """Whether calls have no mark of their own, and so are the whole answer."""
         return self.trigger.startswith("{")
+
+    def is_call(self, text: str) -> bool:
+        """Whether ``text`` begins as no answer may beside calls that are :attr:`alone`."""
+        return re.match(_ALONE, text) is not None
 
     @property
     def markers(self) -> Iterator[str]:
@@ -92,7 +124,8 @@ class ToolFormat:
     ) -> str:
         """A Lark grammar of llguidance for what the model may write.
 
-        With ``required`` that is a call of one of ``tools``, or several if ``parallel`` and the
+        A tool may have a grammar of its own, ``lark``, for its only argument, which is text. With
+        ``required`` that is a call of one of ``tools``, or several if ``parallel`` and the
         model can; with ``answer`` such calls, or JSON of that schema; else any text, which at the
         beginning of a call becomes one. ``special`` maps the texts of tokens that the grammar's
         tokenizer holds as special to their ids.
@@ -100,10 +133,14 @@ class ToolFormat:
         Raises SchemaUnsupported.
         """
         lark = Lark(special)
-        parallel = parallel and not self.single
+        bound = Bound(required, parallel and not self.single, answer, reasoning, thought)
+        return lark.build(self.body(lark, tools, bound))
+
+    def body(self, lark: Lark, tools: Sequence[Mapping[str, Any]], bound: Bound) -> str:
+        """The expression of :meth:`grammar`, of which other syntaxes have their own."""
         trigger = "" if self.alone else self.trigger
-        first = self._calls(lark, tools, parallel, _without(self.lead, trigger))
-        before = FreeText(lark, reasoning, thought)
+        first = self._calls(lark, tools, bound.parallel, _without(self.lead, trigger))
+        before = FreeText(lark, bound.reasoning, bound.thought)
         if self.alone:
             prefixes = lark.choice([*map(lark.literal, self.prefixes), '""'])
             first = f"{prefixes} {first}"
@@ -111,25 +148,60 @@ class ToolFormat:
         def said(unlike: Sequence[str]) -> str:
             """Text, or calls behind it."""
             if self.alone:
-                call = r'\s*\{\s*"(name|type|function)"(?s:.*)'
+                call = f"{_ALONE}(?s:.*)"
                 marked = [begun for text in self.prefixes if (begun := lark.begins(text))]
                 return f"( {first} | {before.text([*unlike, call, *marked])} )"
             section = lark.rule(f"{before.up_to(trigger, unlike)} {first}", "section")
             text = before.text(unlike)
-            if not parallel:
+            if not bound.parallel:
                 return f"( {section} | {text} )"
             more = lark.rule(f"{before.up_to(trigger, ())} {first}", "section")
             return f"( {section} ( {more} )* {before.text(())} | {text} )"
 
         calls = f"{lark.literal(trigger)} {first}"
-        if required:
+        if bound.required:
             body = before.then(calls)
-        elif answer is not None:
-            body = before.then(f"( {calls} | {lark.json(answer)} )")
+        elif bound.answer is not None:
+            body = before.then(self._or_answer(lark, tools, calls, bound.answer))
         else:
             body = before.or_then(said)
         end = f" ({lark.literal(self.end)})?" if lark.is_special(self.end) else ""
-        return lark.build(body + end)
+        return body + end
+
+    def _or_answer(
+        self, lark: Lark, tools: Sequence[Mapping[str, Any]], calls: str, answer: Mapping[str, Any]
+    ) -> str:
+        """``calls``, or JSON. Where both are JSON, one call and the answer are one schema: else
+        the lexer would take the beginning of one for that of the other."""
+        if not self.alone:
+            return f"( {calls} | {lark.json(answer)} )"
+        keys, written = self.layout.keys, self.layout.arguments
+        assert keys is not None and isinstance(written, JsonArguments), "it can stand beside"
+        either = lark.json(call_or_answer(tools, keys, answer), written.separators)
+        if not self.prefixes:
+            return either
+        calls = self._calls(lark, tools, False, self.lead)
+        return f"( {lark.choice(map(lark.literal, self.prefixes))} {calls} | {either} )"
+
+    def refusal_beside(self, answer: Mapping[str, Any]) -> str | None:
+        """Why calls cannot be told from an ``answer`` in JSON of that schema, if so."""
+        if not self.alone:
+            return None
+        keys, written = self.layout.keys, self.layout.arguments
+        if keys is not None and isinstance(written, JsonArguments) and not keys.name_is_key:
+            call = json.dumps({keys.name: "f", keys.arguments: {}}, separators=written.separators)
+            if call == self.write([("f", {})]):
+                if not may_have_member(answer, keys.arguments, answer):
+                    return None
+                return f"which this format may be, too: it may have a member {keys.arguments!r}"
+        return "of which none can be told from an answer"
+
+    def beside_answer(self) -> ToolFormat:
+        """As it is read where an answer may be an object, too."""
+        keys = self.layout.keys
+        if not self.alone or keys is None:
+            return self
+        return replace(self, layout=replace(self.layout, keys=replace(keys, exact=True)))
 
     def _calls(
         self, lark: Lark, tools: Sequence[Mapping[str, Any]], parallel: bool, first: Marker
@@ -208,12 +280,22 @@ class ToolFormat:
 def arguments_rule(lark: Lark, layout: CallLayout, tool: Mapping[str, Any]) -> str:
     """The rule of a tool's arguments. Raises SchemaUnsupported that names the tool."""
     try:
-        return lark.rule(layout.arguments.rule(lark, parameters_of(tool)), "arguments")
+        return lark.rule(_arguments(lark, layout, tool), "arguments")
+    except InputUnsupported as error:
+        raise InputUnsupported(error.reason, name_of(tool)) from None
     except SchemaUnsupported as error:
         raise SchemaUnsupported(error.keyword, name_of(tool), error.reason) from None
     except RecursionError:
         reason = "it is nested too deeply"
         raise SchemaUnsupported("parameters", name_of(tool), reason) from None
+
+
+def _arguments(lark: Lark, layout: CallLayout, tool: Mapping[str, Any]) -> str:
+    parameters = parameters_of(tool)
+    if "lark" not in tool:
+        return layout.arguments.rule(lark, parameters)
+    (key,) = parameters["properties"]
+    return layout.arguments.input_rule(lark, key, InputGrammar(tool["lark"]))
 
 
 def read_name(cursor: Cursor) -> Reading[str]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from openai_local.reasoning_format import ReasoningFormat, Thought
 from openai_local.template_traits import NAME
 from openai_local.tool_formats.cursor import Cursor, Emit, Reading
 from openai_local.tool_formats.derive import render_call
-from openai_local.tool_formats.format import ToolFormat, arguments_rule, read_name
+from openai_local.tool_formats.format import Bound, ToolFormat, arguments_rule, read_name
 from openai_local.tool_formats.lark import Lark
 from openai_local.tool_formats.layout import CallLayout
 from openai_local.tool_formats.output import Output, Tools
@@ -27,18 +26,7 @@ _ALL = "all"
 class FunctionaryFormat(ToolFormat):
     """Reads the whole output: the prompt ends in the first mark."""
 
-    def grammar(
-        self,
-        tools: Sequence[Mapping[str, Any]],
-        *,
-        required: bool,
-        parallel: bool,
-        special: Mapping[str, int] | None = None,
-        reasoning: ReasoningFormat | None = None,
-        thought: Thought = Thought.NONE,
-        answer: Mapping[str, Any] | None = None,
-    ) -> str:
-        lark = Lark(special)
+    def body(self, lark: Lark, tools: Sequence[Mapping[str, Any]], bound: Bound) -> str:
         call = lark.rule(
             " | ".join(
                 f"{lark.literal(name_of(tool) + chr(10))} {arguments_rule(lark, self.layout, tool)}"
@@ -46,23 +34,33 @@ class FunctionaryFormat(ToolFormat):
             ),
             "call",
         )
-        more = f"( {lark.literal(_MARK)} {call} )*" if parallel else ""
-        if required:
-            return lark.build(f"{call} {more}")
+        more = f"( {lark.literal(_MARK)} {call} )*" if bound.parallel else ""
+        if bound.required:
+            return f"{call} {more}"
         to_all = lark.literal(f"{_ALL}\n")
-        if answer is not None:
-            return lark.build(f"{call} {more} | {to_all} {lark.json(answer)}")
+        if bound.answer is not None:
+            return f"{call} {more} | {to_all} {lark.json(bound.answer)}"
         said = lark.lazy(f"{lark.text()} {lark.literal(_MARK)}")
-        return lark.build(f"{call} {more} | {to_all} {said} {call} {more} | {to_all} {lark.text()}")
+        return f"{call} {more} | {to_all} {said} {call} {more} | {to_all} {lark.text()}"
+
+    def call_marks(self, names: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        heads = tuple(f"{name}\n" for name in names)
+        return tuple(f"{_MARK}{head}" for head in heads), heads
 
     def read_output(
         self, cursor: Cursor, tools: Tools, output: Output, prompt: str
     ) -> Reading[None]:
         sink: Emit = output.content
         if prompt.endswith(_MARK):
-            sink = (yield from self._recipient(cursor, tools, output)) or sink
-        while (yield from cursor.until([_MARK], sink)) is not None:
             found = yield from self._recipient(cursor, tools, output)
+            if found is None and cursor.cut and cursor.starved:
+                return
+            sink = found or sink
+        while (yield from cursor.until([_MARK], sink)) is not None:
+            cursor.starved = False
+            found = yield from self._recipient(cursor, tools, output)
+            if found is None and cursor.cut and cursor.starved:
+                return
             if found is None:
                 sink(_MARK)  # of the text itself
             sink = found or sink

@@ -13,6 +13,7 @@ from openai_local.tool_formats.arguments import alternatives, as_json, quoting, 
 from openai_local.tool_formats.cursor import MAX_DEPTH, Cursor, Emit, Reading
 from openai_local.tool_formats.derive import render_call
 from openai_local.tool_formats.format import ToolFormat
+from openai_local.tool_formats.input_grammar import InputGrammar
 from openai_local.tool_formats.json_reader import read_json
 from openai_local.tool_formats.lark import Lark
 from openai_local.tool_formats.layout import CallLayout
@@ -46,6 +47,10 @@ class GemmaArguments:
 
     def rule(self, grammar: Lark, schema: Mapping[str, Any]) -> str:
         return _Notation(grammar, schema).value({**schema, "type": "object"})
+
+    def input_rule(self, grammar: Lark, key: str, text: InputGrammar) -> str:
+        head, end = grammar.literal(f"{{{key}:{QUOTE}"), grammar.literal("}")
+        return f"{head} {text.bare(grammar, QUOTE)} {end}"
 
     def read(self, cursor: Cursor, schema: Mapping[str, Any], emit: Emit) -> Reading[bool]:
         if (yield from cursor.peek()) != "{":

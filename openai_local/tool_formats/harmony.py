@@ -6,16 +6,15 @@ openai-harmony has the format, too, but wants its vocabulary from the network.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from openai_local.reasoning_format import ReasoningFormat, Thought
 from openai_local.template_traits import NAME
 from openai_local.tool_formats.arguments import JsonArguments
-from openai_local.tool_formats.cursor import Cursor, Reading
+from openai_local.tool_formats.cursor import Cursor, Reading, overlap
 from openai_local.tool_formats.derive import render_call
-from openai_local.tool_formats.format import ToolFormat, arguments_rule
+from openai_local.tool_formats.format import Bound, ToolFormat, arguments_rule
 from openai_local.tool_formats.lark import Lark
 from openai_local.tool_formats.layout import CallLayout
 from openai_local.tool_formats.output import Output, Tools
@@ -45,21 +44,14 @@ class HarmonyFormat(ToolFormat):
     def trigger(self) -> str:
         return "<|channel|>"
 
-    def grammar(
-        self,
-        tools: Sequence[Mapping[str, Any]],
-        *,
-        required: bool,
-        parallel: bool,
-        special: Mapping[str, int] | None = None,
-        reasoning: ReasoningFormat | None = None,
-        thought: Thought = Thought.MAYBE,
-        answer: Mapping[str, Any] | None = None,
-    ) -> str:
-        lark = Lark(special)
+    def call_marks(self, names: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        to = " to=functions."
+        return (f"<|channel|>commentary{to}", f"{_TURN}{to}"), (to,)
+
+    def body(self, lark: Lark, tools: Sequence[Mapping[str, Any]], bound: Bound) -> str:
         more = lark.literal(f"<|end|>{_TURN}")
         text = lark.rule(lark.text(), "text")
-        if "<|end|>" not in (special or {}):
+        if not lark.is_special("<|end|>"):
             text = lark.rule(lark.text(["<|"]), "text")
         calls = []
         for tool in tools:
@@ -73,19 +65,19 @@ class HarmonyFormat(ToolFormat):
             calls.append(f"{lark.choice(map(lark.literal, heads))} {rule}")
         call = lark.rule(" | ".join(calls), "call")
         call_end = f"( {lark.literal('<|call|>')} )?"
-        bound = required or answer is not None
-        channels = ["analysis"] if bound else ["analysis", "commentary"]
+        binds = bound.required or bound.answer is not None
+        channels = ["analysis"] if binds else ["analysis", "commentary"]
         said = lark.choice(lark.literal(f"<|channel|>{name}<|message|>") for name in channels)
         before = f"( {said} {text} {more} )*"
-        if required:
-            return lark.build(f"{before} {call} {call_end}")
-        if answer is not None:
-            final = f"{lark.literal(self.answer)} {lark.json(answer)}"
-            return lark.build(f"{before} ( {call} {call_end} | {final} )")
+        if bound.required:
+            return f"{before} {call} {call_end}"
+        if bound.answer is not None:
+            final = f"{lark.literal(self.answer)} {lark.json(bound.answer)}"
+            return f"{before} ( {call} {call_end} | {final} )"
         final = lark.choice(
             lark.literal(f"<|channel|>{name}<|message|>") for name in ("final", "commentary")
         )
-        return lark.build(f"{before} ( {call} {call_end} | {final} {text} )")
+        return f"{before} ( {call} {call_end} | {final} {text} )"
 
     def read_output(
         self, cursor: Cursor, tools: Tools, output: Output, prompt: str
@@ -124,8 +116,17 @@ class HarmonyFormat(ToolFormat):
         header = "".join(parts)
         if found is not None and _HEADER.match(header):
             return header
-        output.content(cursor.since(place))
+        if not (cursor.cut and _may_be_header(header)):
+            text = cursor.since(place)
+            n_cut = max(overlap(text, token) for token in _TOKENS) if cursor.cut else 0
+            output.content(text[: len(text) - n_cut])
         return ""
+
+
+def _may_be_header(text: str) -> bool:
+    """Whether text that was cut off is one, or the beginning of one."""
+    begun = any(start.startswith(text.lstrip()) for start in ("to=", "<|channel|>", "assistant"))
+    return begun or _HEADER.match(text) is not None
 
 
 FORMAT = HarmonyFormat(

@@ -110,6 +110,7 @@ class JsonKeys:
     arguments: str = "arguments"
     id: str | None = None
     name_is_key: bool = False  # {"get_weather": {…}}
+    exact: bool = False  # an object with other members is no call, nor is one without arguments
 
 
 @dataclass(slots=True)
@@ -135,7 +136,7 @@ def read_json_call(
     """
     call = _Call()
     whole = yield from _read_members(cursor, keys, names, start, call)
-    if not call.started and call.name is not None and whole:
+    if not call.started and call.name is not None and whole and (call.early or not keys.exact):
         emit = start(call.name, call.id)
         call.started = True
         emit("".join(call.early) or "{}")
@@ -173,8 +174,10 @@ def _read_member(
     if key == keys.name and first == '"':
         call.name = yield from _read_text(cursor)
         return call.name in names
-    if key in (keys.arguments, "arguments", "parameters"):
+    if key == keys.arguments or (key in ("arguments", "parameters") and not keys.exact):
         return (yield from _read_arguments(cursor, start, call))
+    if keys.exact:
+        return False
     if key in (keys.id, "id") and first == '"':
         call.id = yield from _read_text(cursor)
         return call.id is not None

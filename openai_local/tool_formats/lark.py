@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from openai_local.tool_formats.cursor import Marker, Slot
-from openai_local.tool_formats.schema import SchemaUnsupported, check_enforceable
+from openai_local.tool_formats.schema import SchemaUnsupported, enforceable
 
 _SLOTS = {Slot.ID: "/[A-Za-z0-9]{9}/", Slot.INDEX: "/[0-9]{1,4}/"}
 
@@ -133,9 +133,13 @@ class Lark:
             schema = {}
         if not isinstance(schema, Mapping):
             raise SchemaUnsupported("not", reason="nothing is allowed")
-        check_enforceable(json.dumps(schema, sort_keys=True))
-        text = json.dumps({**schema, "x-guidance": options}, ensure_ascii=False)
+        held = json.loads(enforceable(json.dumps(schema)))
+        text = json.dumps({**held, "x-guidance": options}, ensure_ascii=False)
         return self.rule(f"%json {text}", "json")
+
+    def within(self, grammar: str) -> str:
+        """A rule for the texts of another grammar, which shares no names with this one."""
+        return self.rule(f"%lark {{\n{grammar}\n}}", "within")
 
     def _terminal(self, body: str, hint: str) -> str:
         if body not in self._names:

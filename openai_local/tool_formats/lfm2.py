@@ -13,6 +13,7 @@ from openai_local.tool_formats.arguments import as_json, quoting, sequence
 from openai_local.tool_formats.cursor import MAX_DEPTH, Cursor, Emit, Reading
 from openai_local.tool_formats.derive import render_call
 from openai_local.tool_formats.format import ToolFormat
+from openai_local.tool_formats.input_grammar import InputGrammar
 from openai_local.tool_formats.lark import Lark
 from openai_local.tool_formats.layout import CallLayout
 from openai_local.tool_formats.schema import (
@@ -58,6 +59,10 @@ class PythonArguments:
             return f"{grammar.literal(key + '=')} {grammar.choice(values)}"
 
         return sequence(grammar, members, member, '", "')
+
+    def input_rule(self, grammar: Lark, key: str, text: InputGrammar) -> str:
+        head, end = grammar.literal(f'{key}="'), grammar.literal('"')
+        return f"{head} {text.quoted(grammar)} {end}"
 
     def read(self, cursor: Cursor, schema: Mapping[str, Any], emit: Emit) -> Reading[bool]:
         emit("{")

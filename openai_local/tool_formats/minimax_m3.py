@@ -12,6 +12,7 @@ from openai_local.tool_formats.arguments import alternatives, as_json, quoting, 
 from openai_local.tool_formats.cursor import MAX_DEPTH, Cursor, Emit, Reading
 from openai_local.tool_formats.derive import render_call
 from openai_local.tool_formats.format import ToolFormat
+from openai_local.tool_formats.input_grammar import InputGrammar
 from openai_local.tool_formats.lark import Lark
 from openai_local.tool_formats.layout import CallLayout
 from openai_local.tool_formats.schema import (
@@ -46,6 +47,10 @@ class NestedArguments:
 
     def rule(self, grammar: Lark, schema: Mapping[str, Any]) -> str:
         return _Notation(grammar, schema).members(schema)
+
+    def input_rule(self, grammar: Lark, key: str, text: InputGrammar) -> str:
+        head = grammar.literal(f"{MARK}<{key}>")
+        return f"{head} {text.bare(grammar, f'{MARK}</{key}>')}"
 
     def read(self, cursor: Cursor, schema: Mapping[str, Any], emit: Emit) -> Reading[bool]:
         return (yield from _Reader(cursor, schema, emit).members(schema, 0))

@@ -10,8 +10,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
+
+from openai_local.engine.errors import InvalidConstraint
+from openai_local.engine.json_schema import load_schema
 
 ALL_TYPES = frozenset({"string", "number", "integer", "boolean", "null", "object", "array"})
 
@@ -52,6 +56,15 @@ class SchemaUnsupported(Exception):
         where = f" of the tool {tool}" if tool else ""
         why = f": {reason}" if reason else ""
         super().__init__(f"the schema{where} has {keyword!r}, which cannot be enforced{why}")
+
+
+class InputUnsupported(SchemaUnsupported):
+    """The grammar of a custom tool's input has something that cannot stand within a call."""
+
+    def __init__(self, found: str, tool: str = "") -> None:
+        super().__init__("grammar", tool, found)
+        where = f" of the tool {tool}" if tool else ""
+        self.args = (f"the grammar{where} cannot stand within a call: {found}",)
 
 
 def parameters_of(tool: Mapping[str, Any]) -> dict[str, Any]:
@@ -235,16 +248,15 @@ def list_bounds(item: str, schema: Mapping[str, Any], separator: str) -> str:
 
 
 @lru_cache(maxsize=1024)
-def check_enforceable(schema: str) -> None:
-    """Raises SchemaUnsupported where llguidance cannot hold a schema, given as JSON."""
-    from llguidance import LLMatcher
-
-    try:
-        error = LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(schema), None)
-    except ValueError as failure:
-        error = str(failure)
+def enforceable(schema: str) -> str:
+    """A schema, given as JSON, so that llguidance can hold it. Raises SchemaUnsupported."""
+    error = _error(schema, one_of=False)
     if not error:
-        return
+        return schema
+    if "oneOf" in error:
+        with suppress(SchemaUnsupported):
+            if not _error(schema, one_of=True):
+                return json.dumps(load_schema(schema, one_of=True))
     reason = error.partition("failed to compile JSON schema: ")[2] or error
     reason = reason.strip().splitlines()[0]
     for pattern, keyword in _REASONS:
@@ -252,6 +264,18 @@ def check_enforceable(schema: str) -> None:
         if found:
             raise SchemaUnsupported(keyword or found[1], reason=reason)
     raise SchemaUnsupported("parameters", reason=reason)
+
+
+def _error(schema: str, *, one_of: bool) -> str:
+    from llguidance import LLMatcher
+
+    try:
+        text = json.dumps(load_schema(schema, one_of=one_of))
+        return LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(text), None)
+    except InvalidConstraint as failure:
+        raise SchemaUnsupported(failure.keyword or "parameters", reason=str(failure)) from None
+    except ValueError as failure:
+        return str(failure)
 
 
 # llguidance's words, and the keyword they are about.

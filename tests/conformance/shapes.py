@@ -61,8 +61,8 @@ SHAPES: dict[str, tuple[type[BaseModel], str, frozenset[str]]] = {
         frozenset({"timings", "prompt_progress"}),
     ),
     "embeddings": (CreateEmbeddingResponse, "CreateEmbeddingResponse", frozenset()),
-    "models": (Models, "ListModelsResponse", frozenset()),
-    "model": (Model, "Model", frozenset()),
+    "models": (Models, "ListModelsResponse", frozenset({"data.aliases", "data.status"})),
+    "model": (Model, "Model", frozenset({"aliases", "status"})),
     "error": (Error, "ErrorResponse", frozenset()),
 }
 

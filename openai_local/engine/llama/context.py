@@ -83,7 +83,8 @@ def plan_layout(model: Any, config: EngineConfig, cost: KvCost | None) -> Contex
     no_rope = lib.llama_model_rope_type(model) == lib.LLAMA_ROPE_TYPE_NONE
     if no_rope and not (cost and cost.stateful) and n_ctx is not None:
         n_ctx = min(n_ctx, n_ctx_train)  # learned positions end where the training did
-    budget = config.kv_memory or int(free_memory() * KV_SHARE)
+    free = free_memory() if config.memory is None else config.memory
+    budget = config.kv_memory or int(free * KV_SHARE)
     plan = plan_context(
         n_ctx_train=n_ctx_train,
         cost=cost or KvCost(0),

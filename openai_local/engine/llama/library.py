@@ -11,6 +11,7 @@ from pathlib import Path
 import llama_cpp as lib
 
 from openai_local.engine.errors import ModelLoadFailed
+from openai_local.engine.gguf_check import read_checked
 from openai_local.engine.machine import physical_cores
 
 native_logger = logging.getLogger("openai_local.llama_cpp")
@@ -53,6 +54,7 @@ def prepare_process() -> None:
 def quantize_q8_0(source: Path, target: Path) -> None:
     """Write ``source``, whatever its quantisation, as Q8_0. Raises ModelLoadFailed."""
     prepare_process()
+    read_checked(source)
     params = lib.llama_model_quantize_default_params()
     params.ftype = lib.LLAMA_FTYPE_MOSTLY_Q8_0
     params.allow_requantize = True

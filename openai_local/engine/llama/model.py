@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -16,6 +16,7 @@ from openai_local.engine.backend import Batch, Draw, Floats, State
 from openai_local.engine.config import EngineConfig
 from openai_local.engine.draw import make_draw
 from openai_local.engine.errors import EngineStopped, ModelLoadFailed
+from openai_local.engine.gguf_check import read_checked
 from openai_local.engine.llama.batch import CBatch, decode, view
 from openai_local.engine.llama.context import measure_cost, new_context, plan_layout
 from openai_local.engine.llama.embedding import LlamaEmbedding
@@ -31,6 +32,7 @@ from openai_local.engine.llama.metadata import (
 )
 from openai_local.engine.llama.sampler_chain import SamplerChains
 from openai_local.engine.llama.vocabulary import LlamaVocabulary
+from openai_local.engine.loading import Loading
 from openai_local.engine.machine import physical_cores
 from openai_local.engine.messages import ModelInfo, SamplingParams
 from openai_local.engine.sampler_steps import needs_chain
@@ -44,11 +46,9 @@ class LlamaBackend:
     Raises ModelLoadFailed, with a reason that names what is wrong.
     """
 
-    def __init__(self, config: EngineConfig, stopping: Callable[[], bool] = lambda: False) -> None:
-        """``stopping`` is asked while the file is read; when it holds, raises EngineStopped."""
+    def __init__(self, config: EngineConfig, loading: Loading | None = None) -> None:
+        """``loading`` is asked while the file is read; when it gives up, raises EngineStopped."""
         prepare_process()
-        if not config.model.is_file():
-            raise ModelLoadFailed(config.model, "there is no such file")
         self._config = config
         self._context: Any = None
         self._logits: Floats = np.empty((0, 0), np.float32)
@@ -57,7 +57,7 @@ class LlamaBackend:
         # On a GPU the work is queued, and whoever asks for logits waits for it.
         self.asynchronous = config.n_gpu_layers != 0 and bool(lib.llama_supports_gpu_offload())
         self._copying: set[int] = set()  # slots of copies that are not done yet
-        self._model = self._load_model(stopping)
+        self._model = self._load_model(loading or Loading(config.model.name))
         try:
             vocabulary = lib.llama_model_get_vocab(self._model)
             if lib.llama_vocab_type(vocabulary) == lib.LLAMA_VOCAB_TYPE_NONE:
@@ -172,20 +172,23 @@ class LlamaBackend:
         if model is not None:
             lib.llama_model_free(model)
 
-    def _load_model(self, stopping: Callable[[], bool]) -> Any:
+    def _load_model(self, loading: Loading) -> Any:
         params = lib.llama_model_default_params()
         params.n_gpu_layers = self._config.n_gpu_layers
         if not self._config.use_mmap:
             params.load_mode = lib.LLAMA_LOAD_MODE_NONE
         path = self._config.model
-        with path.open("rb") as file:
-            if file.read(4) != b"GGUF":
-                raise ModelLoadFailed(path, "it is not a GGUF file")
+        read_checked(path)
         take_errors()
-        go_on = lib.llama_progress_callback(lambda progress, _: not stopping())
+
+        def report(fraction: float, _: object) -> bool:
+            loading.report(fraction)
+            return not loading()
+
+        go_on = lib.llama_progress_callback(report)
         params.progress_callback = go_on
         model = lib.llama_model_load_from_file(os.fsencode(path), params)
-        if not model and stopping():
+        if not model and loading():
             raise EngineStopped
         if not model:
             # The first error is the reason, the others say where it led.
@@ -239,10 +242,20 @@ class LlamaBackend:
             sampling_defaults=sampling_defaults(model),
             can_rank=pooling(model) == lib.LLAMA_POOLING_TYPE_RANK,
             rerank_template=chat_template(model, b"rerank"),
+            n_layers=lib.llama_model_n_layer(model),
+            n_gpu_layers=self._gpu_layers(lib.llama_model_n_layer(model)),
+            n_bytes_weights=lib.llama_model_size(model),
+            n_bytes_kv=int(cost.total(plan)) if cost else 0,
         )
         logger.info("%s: %s", config.model.name, self.info.description)
         if cost is not None:
             self._warm_up()
+
+    def _gpu_layers(self, n_layers: int) -> int:
+        asked = self._config.n_gpu_layers
+        if not self.asynchronous:
+            return 0
+        return n_layers if asked < 0 else min(asked, n_layers)
 
     def _most_to_drop(self, n_ctx: int) -> int:
         if self._stateful:

@@ -15,12 +15,15 @@ import llama_cpp as lib
 import numpy as np
 
 from openai_local.engine.backend import Draw, Floats
+from openai_local.engine.errors import Unsupported
 from openai_local.engine.messages import SamplingParams
 from openai_local.engine.sampler_steps import GREEDY_BELOW, active_steps, penalties_first
 
 CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 # exp(-80) of the likeliest: what is below has no weight in a float, and its logarithm no value.
 UNDERFLOW = np.float32(80)
+# What llama.cpp's infill has room for: it throws on a longer token.
+INFILL_BYTES = 512
 # llama-server's.
 MIROSTAT_M = 100
 # Working out sequence breakers scans the whole vocabulary for each: 2 ms with 49k tokens.
@@ -37,6 +40,7 @@ class SamplerChains:
         self.candidates = np.empty(n_vocab, CANDIDATE)
         self.ids = np.arange(n_vocab, dtype=np.int32)
         self._prototypes: OrderedDict[object, Any] = OrderedDict()
+        self._can_infill: bool | None = None
 
     def draw(self, params: SamplingParams, seed: int, prompt: Sequence[int]) -> Draw:
         return ChainDraw(self, params, seed, prompt)
@@ -60,6 +64,19 @@ class SamplerChains:
             lib.llama_sampler_free(self._prototypes.popitem(last=False)[1])
         return lib.llama_sampler_clone(prototype)
 
+    def infill(self) -> Any:
+        """Raises Unsupported where llama.cpp's would end the process."""
+        if self._can_infill is None:
+            ends = (lib.llama_vocab_eot(self._vocab), lib.llama_vocab_eos(self._vocab))
+            longest = max(map(self._n_bytes, range(self.n_vocab)))
+            self._can_infill = max(ends) >= 0 and longest <= INFILL_BYTES
+        if not self._can_infill:
+            raise Unsupported("the sampler infill: its vocabulary has no end, or too long tokens")
+        return lib.llama_sampler_init_infill(self._vocab)
+
+    def _n_bytes(self, token: int) -> int:
+        return int(abs(lib.llama_token_to_piece(self._vocab, token, None, 0, 0, False)))
+
     def window(self, n_last: int) -> int:
         """llama.cpp allocates as much: no more than a sequence can have."""
         return self.n_ctx if n_last < 0 else min(n_last, self.n_ctx)
@@ -79,13 +96,18 @@ class ChainDraw:
         self._params = params
         self._seed = seed
         self._samplers: list[Any] = []
+        self._infill: Any = None
         # Those that remember tokens: all of the text, or what was generated alone.
         self._of_text: list[Any] = []
         self._of_completion: list[Any] = []
-        for step in active_steps(params):
-            if step != "penalties" or not penalties_first(params):
-                getattr(self, f"_add_{step}")()
-        self._add_draw()
+        try:
+            for step in active_steps(params):
+                if step != "penalties" or not penalties_first(params):
+                    getattr(self, f"_add_{step}")()
+            self._add_draw()
+        except Exception:
+            self.close()
+            raise
         n_remembered = max(
             chains.window(params.repeat_last_n), chains.window(params.dry_penalty_last_n)
         )
@@ -100,7 +122,10 @@ class ChainDraw:
                 prepare(array)
             if array.size == 0:  # an assertion to some of them
                 raise ArithmeticError("no token can be drawn")
-            lib.llama_sampler_apply(sampler, ctypes.byref(array))
+            if sampler is self._infill:
+                self._apply_infill(array)
+            else:
+                lib.llama_sampler_apply(sampler, ctypes.byref(array))
         if not 0 <= array.selected < array.size:
             raise ArithmeticError("no token can be drawn")
         return int(array.data[array.selected].id)
@@ -181,6 +206,17 @@ class ChainDraw:
             params.xtc_probability, params.xtc_threshold, params.min_keep, self._seed
         )
         self._add(sampler, _drop_ruled_out)
+
+    def _add_infill(self) -> None:
+        self._infill = self._add(self._chains.infill(), _drop_ruled_out)
+
+    def _apply_infill(self, array: Any) -> None:
+        """It takes the end where no text is likely enough, also an end that was ruled out."""
+        before = _view(array).copy()
+        lib.llama_sampler_apply(self._infill, ctypes.byref(array))
+        if not np.isin(_view(array)["id"], before["id"]).all():
+            array.size = 1
+            _view(array)[:] = before[before["logit"].argmax()]
 
     def _add_temperature(self) -> None:
         params = self._params

@@ -1,0 +1,61 @@
+"""``complete``: a text goes on, as it comes, without a chat template."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from openai_local.cli.failures import USAGE, CommandFailed
+from openai_local.cli.options import MODEL_FIELDS, takes_settings
+from openai_local.cli.screen import harmless, out
+from openai_local.cli.service import ApiKey, Url, open_service
+
+cli = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@cli.command()
+@takes_settings(MODEL_FIELDS)
+def complete(
+    prompt: Annotated[
+        str | None,
+        typer.Argument(metavar="PROMPT", help="The text; else what is on standard input."),
+    ] = None,
+    url: Url = None,
+    api_key: ApiKey = None,
+    max_tokens: Annotated[int, typer.Option(help="The most that are added.")] = 128,
+    temperature: Annotated[float | None, typer.Option(help="0 always takes the likeliest.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same one, the same text.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="A text before which to end; may be repeated.")
+    ] = None,
+    echo: Annotated[bool, typer.Option("--echo", help="Print the prompt too.")] = False,
+    **settings: Any,
+) -> None:
+    """Continue a text, without a chat template."""
+    text = prompt if prompt is not None else _standard_input()
+    asked = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "seed": seed,
+        "stop": stop or None,
+    }
+    parameters = {key: value for key, value in asked.items() if value is not None}
+    console = out()
+    with open_service(url, api_key, settings) as service:
+        body = {"model": service.model, "prompt": text, **parameters}
+        if echo:
+            console.out(text, end="")
+        for chunk in service.client.stream("completions", body):
+            for choice in chunk.get("choices") or ():
+                piece = choice.get("text") or ""
+                console.out(harmless(piece) if console.is_terminal else piece, end="")
+                console.file.flush()
+    console.out("")
+
+
+def _standard_input() -> str:
+    if sys.stdin.isatty():
+        raise CommandFailed("there is no PROMPT, and nothing on standard input", USAGE)
+    return sys.stdin.read()

@@ -1,0 +1,45 @@
+"""Messages from the keyboard, of one line or several."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+
+FENCE = '"""'
+
+
+def enable_editing() -> None:
+    """Arrow keys and a history of this process, where the system has them."""
+    with suppress(ImportError):
+        import readline  # noqa: F401
+
+
+def read_message() -> str:
+    """A line; several after a backslash at an end, or between triple quotes.
+
+    Raises EOFError at the end of input, KeyboardInterrupt where the line is given up.
+    """
+    line = _read("> ")
+    if line.lstrip().startswith(FENCE):
+        return _fenced(line.lstrip()[len(FENCE) :])
+    lines = [line]
+    while lines[-1].endswith("\\"):
+        lines[-1] = lines[-1][:-1]
+        lines.append(_read(". "))
+    return "\n".join(lines).strip()
+
+
+def _fenced(first: str) -> str:
+    lines = [first]
+    while not lines[-1].rstrip().endswith(FENCE):
+        lines.append(_read(". "))
+    lines[-1] = lines[-1].rstrip()[: -len(FENCE)]
+    return "\n".join(lines).strip("\n")
+
+
+def _read(prompt: str) -> str:
+    if sys.stdout.isatty():
+        return input(prompt)
+    sys.stderr.write(prompt)  # the answers go elsewhere
+    sys.stderr.flush()
+    return input()

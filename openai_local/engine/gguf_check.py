@@ -1,0 +1,260 @@
+"""Refuses model files whose header contradicts itself where llama.cpp asserts that it does not.
+
+An assertion there, or a C++ exception outside of the load, ends the host's process; what llama.cpp
+itself refuses with a reason while it loads is left to it. The numbers are of llama.cpp 0c1e57098.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from openai_local.engine.gguf import TOKEN_TYPES, TOKENS, Array, GgufFile, read_model
+from openai_local.engine.gguf_facts import Facts
+from openai_local.engine.gguf_layers import windows
+
+MAX_LAYERS = 512
+MAX_EXPERTS = 1024
+_ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
+_POOLINGS = range(-1, 5)
+_NULL = -1
+
+# Bos, eos, sep, where a file does not say; and whether bos and sep begin and end a text.
+_SPECIAL: Mapping[str, tuple[int, int, int]] = {
+    "llama": (1, 2, _NULL),
+    "bert": (101, _NULL, 102),
+    "gpt2": (11, 11, _NULL),
+    "t5": (_NULL, 1, _NULL),
+    "gemma4": (_NULL, _NULL, _NULL),
+}
+_BYTE = 6
+
+# Their graphs assert that all of a head is rotated.
+_WHOLE_ROTATION = frozenset(
+    "apertus arcee arctic baichuan chameleon codeshell cogvlm cohere2moe dbrx deci deepseek dots1"
+    " dream ernie4_5 ernie4_5-moe exaone exaone-moe exaone4 falcon granite granitemoe granite_swa"
+    " graniteswitch grok grovemoe hunyuan-dense hunyuan-moe hunyuan_vl hy_v3 internlm2 jais2 llada"
+    " llada-moe llama llama-embed llama4 maincoder mellum mistral3 olmo olmo2 olmoe orion paddleocr"
+    " pangu-embedded plamo pockettts qwen2 qwen2moe qwen2vl qwen3 qwen3moe qwen3vl qwen3vlmoe rnd1"
+    " seed_oss smallthinker smollm3 starcoder2 talkie xverse".split()
+)
+# In all others the heads of keys and values have one size.
+_UNEQUAL_HEADS = frozenset(
+    "bailingmoe3 deepseek2 deepseek2-ocr deepseek32 deepseek4 dots3note glm-dsa glm5-next hy_v4"
+    " kimi-k3 kimi-linear mimo2 minicpm3 mistral4 plamo2 plm step35".split()
+)
+
+# For these, a window of 0 is not none.
+_ALWAYS_WINDOWED = frozenset(
+    "cohere2 cohere2moe dots3note exaone-moe gemma-embedding gemma2 gemma3n gemma4 gpt-oss"
+    " granite_swa maple mimo2 muse-glimmer spark2_5 step35".split()
+)
+
+# They have no product with what is computed; integers are indices.
+_INDEX_TYPES = frozenset(("I32", "I64"))
+_NO_WEIGHTS = _INDEX_TYPES | {"I8", "I16", "F64", "Q8_1", "Q8_K"}
+_INDICES = ("d2t", "tid2eid", "ordering", "masked_embd")
+# What is read row by row, or slid over what is computed.
+_MATRICES = (
+    "token_embd.weight",
+    "position_embd.weight",
+    "token_types.weight",
+    ".ssm_conv1d.weight",
+    ".shortconv.conv.weight",
+    ".ssm_a",
+)
+# Their operations take no other type.
+_FLOATS = (".ssm_conv1d.weight", ".shortconv.conv.weight", ".ssm_a", ".ssm_d")
+_SCANNED = frozenset(
+    "falcon-h1 granitehybrid jamba mamba mamba2 nemotron_h nemotron_h_moe plamo2".split()
+)
+
+
+def read_checked(path: Path) -> tuple[GgufFile, ...]:
+    """The parts of a model, of which ``path`` is the first, if llama.cpp can be given them.
+
+    Raises InvalidGguf with what is wrong.
+    """
+    parts = read_model(path)
+    facts = Facts(parts)
+    for rule in _RULES:
+        rule(facts)
+    return parts
+
+
+def _check_layers(facts: Facts) -> None:
+    facts.require(bool(facts.architecture), "it does not say its architecture")
+    n = facts.n_layers
+    facts.require(1 <= n <= MAX_LAYERS, f"it has {n} layers, not 1 to {MAX_LAYERS}")
+    n_next = facts.integer("nextn_predict_layers", 0)
+    facts.require(n_next < n, f"{n_next} of its {n} layers are for predictions ahead")
+
+
+def _check_sizes(facts: Facts) -> None:
+    n_embd = facts.integer("embedding_length", 0)
+    facts.require(0 < n_embd < 1 << 24, f"its embeddings have {n_embd} dimensions")
+    pooling = facts.integer("pooling_type", _NULL)
+    facts.require(pooling in _POOLINGS, f"its pooling_type is {pooling}")
+
+
+def _check_heads(facts: Facts) -> None:
+    heads = facts.layers("attention.head_count", 0)
+    kv_heads = heads
+    if facts.has("attention.head_count_kv"):
+        kv_heads = facts.layers("attention.head_count_kv", 0)
+    for n, n_kv in zip(heads, kv_heads, strict=True):
+        plausible = 0 <= n < 1 << 16 and 0 <= n_kv < 1 << 16
+        facts.require(plausible, f"it has {n} heads, {n_kv} of keys")
+        if n and n_kv:
+            facts.require(n % n_kv == 0, f"its {n} heads cannot share {n_kv} of keys")
+    if heads[0] == 0:
+        return
+    n_embd = facts.integer("embedding_length", 0)
+    if not facts.has("attention.key_length"):
+        whole = n_embd % heads[0] == 0
+        facts.require(whole, f"{n_embd} dimensions cannot be shared by {heads[0]} heads")
+    for suffix in ("", "_swa"):
+        n_key = facts.integer(f"attention.key_length{suffix}", n_embd // heads[0])
+        n_value = facts.integer(f"attention.value_length{suffix}", n_embd // heads[0])
+        plausible = 0 < n_key < 1 << 16 and 0 < n_value < 1 << 16
+        equal = n_key == n_value or facts.architecture in _UNEQUAL_HEADS
+        reason = f"its heads have {n_key} dimensions for keys, {n_value} for values"
+        facts.require(plausible and equal, reason)
+        n_rot = facts.integer(f"rope.dimension_count{suffix}", n_key)
+        fits = n_rot <= n_key and n_rot % 2 == 0
+        fits &= n_rot == n_key or facts.architecture not in _WHOLE_ROTATION
+        facts.require(fits, f"{n_rot} of the {n_key} dimensions of its heads are rotated")
+
+
+def _check_windows(facts: Facts) -> None:
+    given = facts.integer("attention.sliding_window", 1)
+    always = facts.architecture in _ALWAYS_WINDOWED
+    facts.require(given < 1 << 31 and (given > 0 or not always), f"it has windows of {given}")
+    window, windowed = windows(facts)
+    facts.require(window == 0 or any(windowed), f"it has windows of {window}, in no layer")
+
+
+def _check_experts(facts: Facts) -> None:
+    n, used = facts.integer("expert_count", 0), max(facts.layers("expert_used_count", 0))
+    groups, groups_used = (
+        facts.integer(name, 0) for name in ("expert_group_count", "expert_group_used_count")
+    )
+    if facts.architecture in ("hunyuan_vl", "hunyuan-dense") and n <= 1:
+        return
+    facts.require(n <= MAX_EXPERTS, f"it has {n} experts, more than {MAX_EXPERTS}")
+    facts.require(
+        used <= n and groups < max(n, 1), f"it uses {used} of {n} experts in {groups} groups"
+    )
+    facts.require(used > 0 or n == 0, f"it has {n} experts and uses none")
+    if groups > 1:
+        fits = n % groups == 0 and 0 < groups_used < groups
+        facts.require(fits, f"it uses {groups_used} of {groups} groups of {n} experts")
+
+
+def _check_tensors(facts: Facts) -> None:
+    """Types and ranks with which llama.cpp's operations abort, or call what is not there."""
+    n_used = max(facts.layers("expert_used_count", 0))
+    for tensor in facts.tensors.values():
+        name, rank = tensor.name, len(tensor.shape)
+        while rank > 1 and tensor.shape[rank - 1] == 1:
+            rank -= 1
+        allowed = tensor.type not in _NO_WEIGHTS
+        allowed |= tensor.type in _INDEX_TYPES and any(mark in name for mark in _INDICES)
+        allowed &= tensor.type == "F32" or len(tensor.shape) > 1 or tensor.type in _INDEX_TYPES
+        allowed &= tensor.type == "F32" or not name.endswith(_FLOATS)
+        facts.require(allowed, f"tensor {name!r} is of type {tensor.type}")
+        fits = rank <= 2 or not name.endswith(_MATRICES)
+        facts.require(fits and rank <= 3, f"tensor {name!r} has {rank} dimensions")
+        facts.require(n_used > 0 or "exps." not in name, f"it uses none of the experts of {name!r}")
+
+
+def _check_states(facts: Facts) -> None:
+    if facts.architecture not in _SCANNED:
+        return
+    inner = facts.integer("ssm.inner_size", 0)
+    size, groups = facts.integer("ssm.state_size", 0), facts.integer("ssm.group_count", 0)
+    kernel, rank = facts.integer("ssm.conv_kernel", 0), facts.integer("ssm.time_step_rank", 0)
+    plausible = all(0 < n < 1 << 20 for n in (inner, size, kernel, rank)) and groups < 1 << 16
+    facts.require(plausible, f"its states are of {inner} times {size}, with kernels of {kernel}")
+    for tensor in facts.tensors.values():
+        if not tensor.name.endswith((".ssm_a", ".ssm_a.weight")) or len(tensor.shape) < 2:
+            continue
+        first, n_heads = tensor.shape[:2]
+        fits = inner == n_heads and size == first if first > 1 else inner % n_heads == 0
+        fits &= first > 1 or n_heads % max(groups, 1) == 0
+        facts.require(fits, f"its inner_size of {inner} is not that of {tensor.name!r}")
+
+
+def _check_numbers(facts: Facts) -> None:
+    scaling = facts.word("rope.scaling.type", "linear")
+    facts.require(scaling in _ROPE_SCALINGS, f"its rope.scaling.type is {scaling[:40]!r}")
+    for key, value in facts.metadata.items():
+        if not isinstance(value, float):
+            continue
+        facts.require(math.isfinite(value), f"{key} is {value}")
+        facts.require(value >= 0 or "epsilon" not in key, f"{key} is {value}")
+
+
+def _check_vocabulary(facts: Facts) -> None:
+    kind = facts.text("tokenizer.ggml.model", "none")
+    tokens = facts.metadata.get(TOKENS)
+    if not isinstance(tokens, Array) or tokens.type != "string":
+        return  # llama.cpp refuses it, or there is none
+    known = set(tokens.values)
+    if b"" in known:  # an empty one gets a name of its own
+        known |= {b"[EMPTY_%d]" % i for i, text in enumerate(tokens.values) if not text}
+        known.remove(b"")
+    facts.require(len(known) == tokens.n, "its vocabulary has a token twice")
+    _check_size(facts, tokens.n)
+    _check_special(facts, kind, tokens.n)
+    types = facts.metadata.get(TOKEN_TYPES)
+    if kind == "bert" and isinstance(types, Array):
+        facts.require(_BYTE not in types.values, "its vocabulary has bytes, which BERT's cannot")
+    if kind == "llama":
+        missing = [b for b in range(256) if not known & {b"<0x%02X>" % b, bytes([b])}]
+        facts.require(not missing, f"its vocabulary has no token for {len(missing)} of 256 bytes")
+
+
+def _check_size(facts: Facts, n_tokens: int) -> None:
+    embeddings = facts.tensors.get("token_embd.weight")
+    if embeddings is not None and len(embeddings.shape) == 2:
+        n_rows = embeddings.shape[1]
+        facts.require(
+            n_rows == n_tokens, f"it has {n_tokens} tokens, and embeddings for {n_rows} of them"
+        )
+
+
+def _check_special(facts: Facts, kind: str, n_tokens: int) -> None:
+    """What is put before and after every text must be in the vocabulary."""
+    if kind not in _SPECIAL:
+        return
+    ids = dict(zip(("bos", "eos", "seperator"), _SPECIAL[kind], strict=True))
+    for name, default in ids.items():
+        given = facts.number(f"tokenizer.ggml.{name}_token_id", default)
+        ids[name] = given if 0 <= given < n_tokens else default
+    adds = {"bos": kind != "t5", "eos": kind == "t5", "seperator": False}
+    adds = {
+        name: facts.flag(f"tokenizer.ggml.add_{name}_token", default)
+        for name, default in adds.items()
+    }
+    if kind == "bert":
+        adds = {"bos": True, "eos": False, "seperator": True}
+    elif kind == "gemma4":
+        adds["bos"] = True
+    for name, added in adds.items():
+        known = 0 <= ids[name] < n_tokens or not added or (name == "seperator" and kind != "bert")
+        facts.require(known, f"texts get a {name} token, and its vocabulary has none")
+
+
+_RULES: tuple[Callable[[Facts], None], ...] = (
+    _check_layers,
+    _check_sizes,
+    _check_heads,
+    _check_windows,
+    _check_experts,
+    _check_tensors,
+    _check_states,
+    _check_numbers,
+    _check_vocabulary,
+)

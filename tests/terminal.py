@@ -1,0 +1,93 @@
+"""A command in a terminal of its own: what it writes there is read, and keys are pressed."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from servers import START_S, STOP_S, environment
+
+CTRL_C, CTRL_D = "\x03", "\x04"
+_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
+
+
+class Terminal:
+    """``raw`` is all that was written so far; ``text`` the same without colours."""
+
+    def __init__(self, process: subprocess.Popen[bytes], master: int) -> None:
+        self.process = process
+        self.raw = ""
+        self._master = master
+
+    @property
+    def text(self) -> str:
+        return _ESCAPES.sub("", self.raw).replace("\r\n", "\n")
+
+    def press(self, keys: str) -> None:
+        os.write(self._master, keys.encode())
+
+    def until(self, text: str, after: int = 0) -> int:
+        """Wait for ``text`` beyond the first ``after`` characters; where it ends."""
+        end = time.monotonic() + START_S
+        while (at := self.text.find(text, after)) < 0:
+            assert time.monotonic() < end, f"no {text!r} in {self.text[after:]!r}"
+            assert self._read(), f"ended without {text!r}: {self.text[after:]!r}"
+        return at + len(text)
+
+    def end(self) -> int:
+        """Read all, and wait; the exit status."""
+        while self._read():
+            pass
+        return self.process.wait(STOP_S)
+
+    def _read(self) -> bool:
+        """More of the output; False at its end."""
+        if not select.select([self._master], [], [], 0.5)[0]:
+            return True
+        try:
+            data = os.read(self._master, 65536)
+        except OSError:  # Linux says so when the other side is closed
+            return False
+        self.raw += data.decode(errors="replace")
+        return bool(data)
+
+
+@contextmanager
+def terminal(
+    command: Sequence[str], variables: Mapping[str, str] | None = None
+) -> Iterator[Terminal]:
+    """``python`` with the arguments ``command``, in a terminal of 24 lines of 80 characters."""
+    master, slave = pty.openpty()
+    outer = {k: v for k, v in os.environ.items() if not k.startswith("OPENAI_LOCAL_")}
+    process = subprocess.Popen(
+        [sys.executable, *command],
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        env={**outer, "TERM": "xterm", **environment(), **(variables or {})},
+        preexec_fn=_take_terminal,
+    )
+    os.close(slave)
+    try:
+        yield Terminal(process, master)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait(STOP_S)
+        os.close(master)
+
+
+def _take_terminal() -> None:
+    """So that Ctrl-C is a signal to the command."""
+    import fcntl
+    import termios
+
+    os.setsid()
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)

@@ -1,0 +1,318 @@
+"""Chat, completions and embeddings from the command line, with a server and in this process."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+from anyio.from_thread import start_blocking_portal
+from fakes import FakeBackend, fake_app, spelling
+from servers import engine_threads, serve, wait_until
+from terminal import CTRL_C, CTRL_D, Terminal, terminal
+from test_cli import line_of, run
+
+from openai_local.cli.client import Client
+from openai_local.cli.failures import CommandFailed
+from openai_local.cli.in_process import InProcessTransport
+
+THINKING = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content.split('</think>')[-1] }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+GREEDY = ("--temperature", "0")
+THOUGHT = "<think>\nHm.\n</think>\n\nFour."
+
+
+@contextmanager
+def a_server(backend: FakeBackend | None = None, **settings: Any) -> Iterator[str]:
+    app = fake_app(backend, **settings)
+    with serve(app) as url:
+        yield url
+    anyio.run(app.aclose)
+
+
+def saying(text: str, **options: Any) -> FakeBackend:
+    return FakeBackend(next_token=spelling(text), n_ctx=4096, **options)
+
+
+def test_in_a_pipe_the_answer_alone_is_on_standard_output() -> None:
+    with a_server(saying("Paris.\nReally.")) as url:
+        result = run("chat", "--url", url, *GREEDY, stdin="What is\nthe capital?\n")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "Paris.\nReally.\n", "")
+
+
+def test_in_a_pipe_thoughts_are_left_out() -> None:
+    with a_server(saying(THOUGHT, chat_template=THINKING)) as url:
+        result = run("chat", "--url", url, *GREEDY, stdin="2 + 2?")
+    assert result.stdout == "Four.\n"
+
+
+def test_parameters_reach_the_server() -> None:
+    backend = FakeBackend()
+    with a_server(backend) as url:
+        options = ("--max-tokens", "3", "--seed", "7", "--temperature", "0.5")
+        result = run("chat", "--url", f"{url}/v1", *options, "-v", stdin="hi")
+    assert len(result.stdout) == 4
+    assert backend.sampled[-1].temperature == 0.5
+    assert backend.sampled[-1].seed == 7
+    assert result.stderr.startswith("3 tokens, ")
+    assert "prompt: 19 tokens, 0 of them from before" in result.stderr
+
+
+def test_the_system_message_and_the_schema_are_sent(tmp_path: Path) -> None:
+    seen: list[dict[str, Any]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            seen.append(json.loads((await receive())["body"] or b"{}"))
+            headers = [(b"content-type", b"text/event-stream")]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            done = b'data: {"choices": [{"delta": {"content": "{}"}}]}\n\ndata: [DONE]\n\n'
+            await send({"type": "http.response.body", "body": done})
+
+    file = tmp_path / "schema.json"
+    file.write_text('{"type": "object"}')
+    with serve(app) as url:
+        options = ("--system", "Be brief.", "--json-schema", str(file))
+        result = run("chat", "named", "--url", url, *options, stdin="hi")
+    assert result.stdout == "{}\n"
+    (body,) = seen
+    assert body["model"] == "named"
+    assert [m["role"] for m in body["messages"]] == ["system", "user"]
+    assert body["response_format"]["json_schema"]["schema"] == {"type": "object"}
+    assert body["stream"] is True
+
+
+def test_a_schema_binds_an_answer(tmp_path: Path) -> None:
+    file = tmp_path / "schema.json"
+    file.write_text('{"type": "not a type"}')
+    with a_server() as url:
+        refused = run("chat", "--url", url, "--json-schema", str(file), stdin="hi")
+    assert "400" in line_of(refused, 1)
+    file.write_text("{")
+    assert "no JSON" in line_of(run("chat", "--url", url, "--json-schema", str(file), stdin="x"), 2)
+
+
+def test_what_the_server_refuses_is_one_line_and_a_status() -> None:
+    with a_server(api_key="secret") as url:
+        keyless = run("chat", "--url", url, stdin="hi")
+        keyed = run("chat", "--url", url, "--max-tokens", "2", stdin="hi", OPENAI_API_KEY="secret")
+        unknown = run("chat", "other", "--url", url, "--api-key", "secret", stdin="hi")
+    assert line_of(keyless, 1).startswith("401 Unauthorized: ")
+    assert keyed.exit_code == 0
+    assert "'other'" in line_of(unknown, 1)
+
+
+def test_what_makes_no_sense_is_refused_before_anything_is_asked() -> None:
+    assert "message" in line_of(run("chat", "--url", "http://127.0.0.1:9", stdin=" \n"), 2)
+    assert "--n-ctx" in line_of(run("chat", "--url", "http://x", "--n-ctx", "9", stdin="hi"), 2)
+    assert "not an http" in line_of(run("chat", "--url", "example.com", stdin="hi"), 2)
+    assert "127.0.0.1:9" in line_of(run("chat", "--url", "http://127.0.0.1:9", stdin="hi"), 1)
+    assert "no such file" in line_of(run("chat", "/nothing.gguf", stdin="hi"), 1)
+    assert "PROMPT" not in run("complete", "--url", "http://127.0.0.1:9", stdin="x").stdout
+
+
+def test_a_completion_is_printed_as_it_comes() -> None:
+    with a_server() as url:
+        plain = run("complete", "once", "--url", url, "--max-tokens", "4", "--temperature", "0")
+        echoed = run(
+            *("complete", "--echo", "--url", url, "--max-tokens", "4", "--temperature", "0"),
+            stdin="once",
+        )
+        stopped = run(
+            *("complete", "once", "--url", url, "--max-tokens", "4", "--temperature", "0"),
+            *("--stop", "nothing", "--stop", plain.stdout[1]),
+        )
+    assert len(plain.stdout) == 5
+    assert echoed.stdout == f"once{plain.stdout}"
+    assert stopped.stdout == f"{plain.stdout[0]}\n"
+
+
+def test_embeddings_are_a_line_each_in_order() -> None:
+    texts = [f"text {i}" for i in range(70)]
+    with a_server() as url:
+        given = run("embed", *texts[:3], "--url", url)
+        read = run("embed", "--url", url, stdin="\n".join(texts) + "\n")
+        short = run("embed", "a", "--url", url, "--dimensions", "2")
+        empty = run("embed", "--url", url, stdin="a\n\nb\n")
+    vectors = [json.loads(line) for line in read.stdout.splitlines()]
+    assert len(vectors) == 70
+    assert [json.loads(line) for line in given.stdout.splitlines()] == vectors[:3]
+    assert len({tuple(vector) for vector in vectors}) > 3
+    assert len(json.loads(short.stdout)) == 2
+    assert "empty line" in line_of(empty, 2)
+
+
+@contextmanager
+def a_dialogue(backend: FakeBackend, *options: str) -> Iterator[Terminal]:
+    with a_server(backend) as url:
+        with terminal(["-m", "openai_local", "chat", "--url", url, *GREEDY, *options]) as screen:
+            screen.until("> ")
+            yield screen
+
+
+def test_a_dialogue_goes_on_until_the_end_of_input(tmp_path: Path) -> None:
+    file = tmp_path / "saved.json"
+    with a_dialogue(saying("Yes."), "--system", "S") as screen:
+        screen.press("one\r")
+        at = screen.until("> ", screen.until("Yes.\n"))
+        screen.press("two \\\rlines\r")
+        at = screen.until("> ", screen.until("Yes.\n", at))
+        screen.press('"""a\rb"""\r')
+        at = screen.until("> ", screen.until("Yes.\n", at))
+        screen.press(f"/save {file}\r")
+        at = screen.until("> ", at)
+        screen.press("/clear\r/system\rthree\r")
+        at = screen.until("> ", screen.until("Yes.\n", at))
+        screen.press("/retry\r")
+        at = screen.until("> ", screen.until("Yes.\n", at))
+        screen.press(f"/save {tmp_path}/two.json\r/frob\r")
+        at = screen.until("no command /frob", at)
+        screen.press(CTRL_D)
+        assert screen.end() == 0
+    saved = json.loads(file.read_text())
+    assert [m["content"] for m in saved] == [
+        "S", "one", "Yes.", "two \nlines", "Yes.", "a\nb", "Yes.",
+    ]  # fmt: skip
+    two = json.loads((tmp_path / "two.json").read_text())
+    assert two == [{"role": "user", "content": "three"}, {"role": "assistant", "content": "Yes."}]
+    assert "Traceback" not in screen.text
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_program() -> None:
+    backend = FakeBackend(n_ctx=10**6, step_s=0.01)
+    with a_dialogue(backend) as screen:
+        screen.press("go on\r")
+        at = screen.until("> ")
+        wait_until(lambda: backend.slots[0], "the answer's beginning")
+        screen.press(CTRL_C)
+        at = screen.until("> ", screen.until("(stopped)", at))
+        n = len(backend.batches)
+        threading.Event().wait(0.2)
+        assert len(backend.batches) <= n + 2, "nobody waits for it any more"
+        screen.press(CTRL_C)
+        screen.until("Ctrl-D ends", at)
+        screen.press("/exit\r")
+        assert screen.end() == 0
+
+
+def test_thoughts_are_dimmed_and_the_speed_is_told() -> None:
+    backend = saying(THOUGHT, chat_template=THINKING)
+    with a_dialogue(backend, "--verbose") as screen:
+        screen.press("2 + 2?\r")
+        screen.until("tokens/s")
+        screen.press(CTRL_D)
+        screen.end()
+    assert "\x1b[2mH" in screen.raw
+    assert "Hm.\n" in screen.text
+    answer = screen.text.index("Four.")
+    assert screen.text.index("Hm.") < answer
+    assert "\x1b[2mF" not in screen.raw
+
+
+def test_an_answer_cannot_command_the_terminal() -> None:
+    with a_dialogue(saying("a\x1b]0;owned\x07b")) as screen:
+        screen.press("hi\r")
+        screen.until("a]0;ownedb\n")
+    assert "\x1b]0" not in screen.raw
+
+
+def test_an_error_does_not_end_the_dialogue() -> None:
+    with a_dialogue(saying("Yes.", n_slots=1), "--max-tokens", "5") as screen:
+        screen.press("x" * 3000 + "\r")
+        screen.press("x" * 3000 + "\\\r" + "y" * 3000 + "\r")
+        at = screen.until("error: 400")
+        at = screen.until("> ", at)
+        screen.press("short\r")
+        screen.until("Yes.", at)
+
+
+@contextmanager
+def in_process(app: Any) -> Iterator[httpx.Client]:
+    with start_blocking_portal() as portal:
+        transport = InProcessTransport(app, portal)
+        with httpx.Client(transport=transport, base_url="http://in-process") as client:
+            yield client
+
+
+def test_in_this_process_parts_of_an_answer_come_as_they_are_sent() -> None:
+    go_on = threading.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert (await receive())["body"] == b"question"
+        await send({"type": "http.response.start", "status": 201, "headers": [(b"a", b"b")]})
+        await send({"type": "http.response.body", "body": b"one", "more_body": True})
+        await anyio.to_thread.run_sync(go_on.wait)
+        await send({"type": "http.response.body", "body": b"two"})
+
+    with in_process(app) as client:
+        with client.stream("POST", "/path?q=1", content=b"question") as response:
+            assert (response.status_code, response.headers["a"]) == (201, "b")
+            parts = response.iter_raw()
+            assert next(parts) == b"one"
+            go_on.set()
+            assert next(parts) == b"two"
+            assert list(parts) == []
+
+
+def test_in_this_process_who_leaves_is_seen_and_who_fails_is_told() -> None:
+    left = threading.Event()
+
+    async def endless(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        assert (await receive())["type"] == "http.disconnect"
+        left.set()
+
+    async def failing(scope: Any, receive: Any, send: Any) -> None:
+        raise ValueError("within")
+
+    with in_process(endless) as client:
+        with client.stream("GET", "/") as response:
+            assert response.status_code == 200
+        assert left.wait(10)
+    with in_process(failing) as client, pytest.raises(ValueError, match="within"):
+        client.get("/")
+
+
+def test_in_this_process_a_chat_is_answered_and_everything_ends() -> None:
+    before = engine_threads()
+    app = fake_app(saying("Yes."))
+    with start_blocking_portal() as portal:
+        client = Client("http://in-process/v1", transport=InProcessTransport(app, portal))
+        messages = [{"role": "user", "content": "?"}]
+        body = {"model": "fake", "messages": messages, "temperature": 0}
+        chunks = list(client.stream("chat/completions", body))
+        assert client.models() == ["fake"]
+        portal.call(app.aclose)
+        client.close()
+    text = "".join(c["choices"][0]["delta"].get("content") or "" for c in chunks)
+    assert text == "Yes."
+    assert engine_threads() == before
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (httpx.Response(200, text="data: nonsense\n\n"), "no JSON: nonsense"),
+        (httpx.Response(200, text="data: [1]\n\n"), "no object"),
+        (httpx.Response(200, text='data: {"choices": []}\n\n'), "before the answer"),
+        (httpx.Response(200, text='data: {"error": {"message": "boom"}}\n\n'), "boom"),
+        (httpx.Response(502, text="<html>"), "502 Bad Gateway: <html>"),
+        (httpx.Response(404, json={"error": {"message": "no model"}}), "404 Not Found: no model"),
+    ],
+)
+def test_what_other_servers_send_in_its_place_is_an_error(
+    answer: httpx.Response, reason: str
+) -> None:
+    client = Client("http://other/v1", transport=httpx.MockTransport(lambda request: answer))
+    with pytest.raises(CommandFailed) as failure:
+        list(client.stream("chat/completions", {}))
+    assert reason in str(failure.value)

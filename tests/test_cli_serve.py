@@ -1,0 +1,104 @@
+"""``serve``: what it says, where it listens, how it ends; and commands on a real model."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+from servers import MODEL, process, server_process
+from terminal import CTRL_C, terminal
+from test_cli import line_of, run
+
+SERVE = ["-m", "openai_local", "serve"]
+
+
+def test_a_port_in_use_is_told_before_a_model_is_loaded() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        result = run("serve", "/nothing.gguf", "--port", str(port))
+    assert re.match(rf"cannot listen on 127.0.0.1:{port}: address .*--port", line_of(result, 1))
+    assert "cannot listen" in line_of(run("serve", "--host", "256.0.0.1"), 1)
+
+
+def test_a_model_that_cannot_be_loaded_is_told_and_the_status_is_1() -> None:
+    with process([*SERVE, "/nothing.gguf", "--port", "0"]) as running:
+        assert running.wait(60) == 1
+        output = running.output
+    (line,) = re.findall("^(?:error|ERROR).*$", output, re.M)
+    assert line == "error: cannot load /nothing.gguf: there is no such file"
+    assert "Traceback" not in output
+
+
+@pytest.mark.model
+def test_in_a_terminal_a_panel_has_the_facts_and_what_is_pasted_works() -> None:
+    with terminal([*SERVE, "--port", "0", "--no-access-log"]) as screen:
+        screen.until("print(answer.choices[0].message.content)")
+        said = screen.text
+        for fact in (f"model   {MODEL}", "weights", "keys and values", "4 sequences", "the CPU"):
+            assert fact in said, fact
+        (curl,) = re.findall(r"^curl .*$", said, re.M)
+        program = said[said.index("from openai import") :]
+        answered = subprocess.run(curl, shell=True, capture_output=True, timeout=60, check=True)
+        text = json.loads(answered.stdout)["choices"][0]["message"]["content"]
+        ran = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60)
+        assert "Paris" in text
+        assert ran.stdout.decode().strip() == text, ran.stderr
+        screen.press(CTRL_C)
+        assert screen.end() == 0
+    assert "Traceback" not in screen.text
+
+
+@pytest.mark.model
+def test_settings_are_options_and_sockets_can_be_files(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    options = ["--uds", str(path), "--model-id", "mine", "--n-ctx", "256", "--api-key", "secret"]
+    with process([*SERVE, *options], {}) as running:
+        running.wait_until(lambda: "Serving mine on unix:" in running.output, "the start")
+        key = {"authorization": "Bearer secret"}
+        transport = httpx.HTTPTransport(uds=str(path))
+        with httpx.Client(transport=transport, base_url="http://x", headers=key) as client:
+            (model,) = client.get("/v1/models").json()["data"]
+            assert client.get("/v1/models", headers={"authorization": ""}).status_code == 401
+            long = {"model": "mine", "prompt": [100] * 300}
+            error = client.post("/v1/completions", json=long).json()["error"]
+        running.process.send_signal(signal.SIGTERM)
+        running.wait(20)
+    assert model["id"] == "mine"
+    assert error["code"] == "context_length_exceeded"
+    assert not path.exists()
+
+
+@pytest.mark.model
+def test_a_settings_file_has_several_models_and_a_chat_may_name_one(
+    tmp_path: Path, smollm2: Path
+) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text(f'n_ctx = 256\nn_parallel = 2\n[models]\none = "{smollm2}"\ntwo = "x.gguf"\n')
+    with server_process([*SERVE, "--config", str(file), "--port", "{port}"]) as running:
+        with httpx.Client(base_url=running.url, trust_env=False) as client:
+            listed = client.get("/v1/models").json()["data"]
+        told = run("chat", "--url", running.url, "-m", "one", "--max-tokens", "3", stdin="Hi")
+    assert [model["id"] for model in listed] == ["one", "two"]
+    assert told.exit_code == 0, told.output
+    options = ("--config", str(file), "--n-threads", "1", "--max-tokens", "3")
+    assert run("chat", "one", *options, stdin="Hi").exit_code == 0
+    assert "x.gguf: there is no such file" in line_of(run("chat", "two", *options, stdin="Hi"), 1)
+
+
+@pytest.mark.model
+def test_without_a_server_a_model_is_loaded_in_the_process() -> None:
+    small = ("--n-ctx", "256", "--n-threads", "1")
+    system = ("--system", "You are a helpful assistant.", "--temperature", "0")
+    chat = run("chat", *small, *system, stdin="What is the capital of France?")
+    assert (chat.exit_code, chat.stdout) == (0, "The capital of France is Paris.\n")
+    text = run("complete", "1, 2, 3,", *small, "--temperature", "0", "--max-tokens", "6")
+    assert text.stdout.startswith(" 4, 5")
+    vectors = run("embed", "a cat", "a dog", *small).stdout.splitlines()
+    assert [len(json.loads(vector)) for vector in vectors] == [576, 576]
