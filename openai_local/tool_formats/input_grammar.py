@@ -1,7 +1,7 @@
 """A caller's Lark grammar where it stands within a call: as it is, or as of a JSON string. Pure.
 
 It is read as far as its texts: its rules stay what they are. What could reach out of it, or would
-mean something else within a call, is refused.
+mean something else within a call, is refused. What is ignored may stand at the end, too.
 """
 
 from __future__ import annotations
