@@ -31,6 +31,7 @@ class Terminal:
         return _ESCAPES.sub("", self.raw).replace("\r\n", "\n")
 
     def press(self, keys: str) -> None:
+        """Ctrl-D only at a prompt: between two, nobody sees it."""
         os.write(self._master, keys.encode())
 
     def until(self, text: str, after: int = 0) -> int:
@@ -43,8 +44,9 @@ class Terminal:
 
     def end(self) -> int:
         """Read all, and wait; the exit status."""
+        end = time.monotonic() + STOP_S
         while self._read():
-            pass
+            assert time.monotonic() < end, f"it does not end: {self.text[-500:]!r}"
         return self.process.wait(STOP_S)
 
     def _read(self) -> bool:

@@ -176,7 +176,7 @@ def test_a_dialogue_goes_on_until_the_end_of_input(tmp_path: Path) -> None:
         screen.press("/retry\r")
         at = screen.until("> ", screen.until("Yes.\n", at))
         screen.press(f"/save {tmp_path}/two.json\r/frob\r")
-        at = screen.until("no command /frob", at)
+        screen.until("> ", screen.until("no command /frob", at))
         screen.press(CTRL_D)
         assert screen.end() == 0
     saved = json.loads(file.read_text())
@@ -209,7 +209,7 @@ def test_thoughts_are_dimmed_and_the_speed_is_told() -> None:
     backend = saying(THOUGHT, chat_template=THINKING)
     with a_dialogue(backend, "--verbose") as screen:
         screen.press("2 + 2?\r")
-        screen.until("tokens/s")
+        screen.until("> ", screen.until("tokens/s"))
         screen.press(CTRL_D)
         screen.end()
     assert "\x1b[2mH" in screen.raw
