@@ -143,13 +143,13 @@ async def test_the_official_client_streams_a_call_by_its_helper(smollm2: Path) -
 
 
 async def test_a_custom_tools_input_is_always_of_its_grammar(smollm2: Path) -> None:
+    ended = 0
     async with client_of(smollm2) as client:
         for name, definition in (("patch", PATCH), ("numbers", LIST), ("add_up", SUM)):
             grammar = {"syntax": "lark", "definition": definition}
             custom = {"name": name, "format": {"type": "grammar", "grammar": grammar}}
             asked = fields(name, tools=[{"type": "custom", "custom": custom}], temperature=1.2,
                            tool_choice={"type": "custom", "custom": {"name": name}})  # fmt: skip
-            ended = 0
             for seed in range(4):
                 completion = await client.chat.completions.create(**{**asked, "seed": seed})
                 (choice,) = completion.choices
@@ -162,4 +162,4 @@ async def test_a_custom_tools_input_is_always_of_its_grammar(smollm2: Path) -> N
                 assert taken == text
                 ended += ends
                 assert ends or choice.finish_reason == "length"
-            assert ended or name == "patch"
+    assert ended
