@@ -23,7 +23,7 @@ from openai_local.api.types.infill import ExtraFile, InfillRequest
 from openai_local.engine import Finished, PromptProgress, TextDelta, TokenLogprob
 from openai_local.models.loads import LoadedModel
 from openai_local.models.session import Session
-from openai_local.routes.host import unless_left
+from openai_local.routes.host import unless_left, unless_stopping
 from openai_local.routes.request import read
 from openai_local.routes.services import Services
 from openai_local.routes.sse import EventStream, event
@@ -47,7 +47,7 @@ SNIPPET = "\n\n--- snippet ---\n\n"
 
 async def create(services: Services, request: Request) -> ASGIApp:
     body = await read(request, InfillRequest, REFUSED, services.settings.max_body_bytes)
-    start = await unless_left(request.receive, lambda: _plan(services.models, body))
+    start = await unless_stopping(lambda: _plan(services.models, body))
     answer, choices = start()
     if body.stream:
         return EventStream(_events(answer, choices), choices.cancel, done=b"")

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp
 
 from openai_local.api.chunks import Chunks, Start, whole
 from openai_local.api.types.generation import GenerationBody
-from openai_local.routes.host import unless_left
+from openai_local.routes.host import unless_left, unless_stopping
 from openai_local.routes.sse import EventStream, event
 
 
@@ -21,7 +21,9 @@ async def respond(
     """Raises what ``plan`` and what it returns raise, and ClientLeft."""
     if not body.stream:
         return JSONResponse(await unless_left(request.receive, lambda: whole(plan)))
-    start = await unless_left(request.receive, plan)
+    # Not unless_left: the stream waits for the client's going itself, and there are servers whose
+    # receive, once it was cancelled, says ever after that the client has gone (gunicorn's own).
+    start = await unless_stopping(plan)
     # Nothing awaits between here and the stream, which cancels what was started.
     completion = start()
     return EventStream(_events(completion.streamed(body.stream_options)), completion.cancel)
