@@ -522,7 +522,7 @@ def test_whoever_comes_and_goes_everybody_is_answered_within_the_budget(
             outcomes.append("left")
 
     async def run() -> None:
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
             async with anyio.create_task_group() as group:
                 for id, pause_s, held_s, patience_s in script:
                     group.start_soon(one, id, held_s, patience_s)
