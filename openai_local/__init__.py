@@ -15,6 +15,8 @@ The life of a request:
 9. ``chat_parser.py`` takes thoughts and calls out of a chat's text, the endpoint makes chunks of
    all that, ``routes/sse.py`` sends them, or they are folded to one.
 
+Python code goes by ``inprocess/`` in place of ``routes/``, to the same ``api/``.
+
 Importing this package imports neither llama_cpp nor a web framework: each is imported on use.
 """
 
@@ -123,7 +125,8 @@ def sync_client(
 ) -> OpenAI:
     """As :func:`client`, but OpenAI's ``OpenAI``, for code that has no event loop.
 
-    The application runs in a loop on a thread of the client's own, which ``client.close()`` ends.
+    The application runs in a loop on a thread of the client's own, which ``client.close()`` ends:
+    a host that is bound to another loop wants :func:`client` there.
     """
     from openai_local.inprocess import clients
 

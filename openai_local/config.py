@@ -261,14 +261,7 @@ class _Source:
     values: dict[str, Any] = field(init=False)
 
     def __post_init__(self, given: Mapping[str, Any]) -> None:
-        values = dict(given)
-        models = values.get("models")
-        if isinstance(models, Mapping):  # a path stands for a table of nothing else
-            values["models"] = {
-                id: {"path": table} if isinstance(table, (str, Path)) else table
-                for id, table in models.items()
-            }
-        object.__setattr__(self, "values", values)
+        object.__setattr__(self, "values", _spelt_out(given))
 
     def has(self, path: Sequence[str | int]) -> bool:
         value: Any = self.values
@@ -277,6 +270,18 @@ class _Source:
                 return False
             value = value[key]
         return True
+
+
+def _spelt_out(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Of ``models``, a path stands for a table of nothing else."""
+    values = dict(given)
+    models = values.get("models")
+    if isinstance(models, Mapping):
+        values["models"] = {
+            id: {"path": table} if isinstance(table, (str, Path)) else table
+            for id, table in models.items()
+        }
+    return values
 
 
 def _sources(options: Mapping[str, Any]) -> list[_Source]:
@@ -307,7 +312,7 @@ def _decoded(variable: str, name: str, value: str) -> Any:
 
 def _read_file(path: str | Path) -> dict[str, Any]:
     try:
-        values = read_toml(Path(path), _PATHS)
+        values = read_toml(Path(path), _PATHS, _spelt_out)
     except (OSError, ValueError) as error:
         raise ConfigError(f"config: cannot read {path}: {error}") from None
     if "config" in values:

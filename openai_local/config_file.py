@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,17 @@ else:
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:")
 
 
-def read_toml(path: Path, path_keys: Collection[str]) -> dict[str, Any]:
+def read_toml(
+    path: Path,
+    path_keys: Collection[str],
+    spell_out: Callable[[dict[str, Any]], dict[str, Any]],
+) -> dict[str, Any]:
     """The file's tables; ``path_keys``, at any depth, are relative to its folder, or to ``~``.
+    Before that, ``spell_out`` gives what the file has in short.
 
     Raises OSError, and ValueError where it is no TOML.
     """
-    values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    values = spell_out(tomllib.loads(path.read_text(encoding="utf-8")))
     return _with_paths(values, path.parent, path_keys)
 
 

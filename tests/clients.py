@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -46,6 +47,27 @@ def events_of(response: httpx.Response) -> list[Any]:
     assert all(block.startswith("data: ") for block in blocks)
     assert blocks.pop() == "data: [DONE]"
     return [json.loads(block[6:]) for block in blocks]
+
+
+def n_cancelled(app: Application) -> int:
+    """How many generations of the model were given up, if it is loaded."""
+    loaded = app.registry.loaded(MODEL)
+    return 0 if loaded is None else loaded.engine.metrics().requests_cancelled_total
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for what another thread does."""
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+async def until_async(condition: Callable[[], bool]) -> None:
+    """The same in a loop, which goes on meanwhile."""
+    with anyio.fail_after(10):
+        while not condition():
+            await anyio.sleep(0.001)
 
 
 class OpenRequest:

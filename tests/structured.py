@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 from fakes import FakeVocabulary
+from hypothesis import assume
 
-from openai_local.engine import ConstraintUnsupported
+from openai_local.engine import ConstraintUnsupported, InvalidConstraint
 from openai_local.engine.constraints import Compiled, ConstraintCompiler
 from openai_local.engine.messages import Constraint, ConstraintKind
 
@@ -43,6 +45,17 @@ def accepts_value(constraint: Compiled, value: Any, schema: Any) -> bool:
     grammar may want are tried.
     """
     return _Search(constraint, schema).accepts(value)
+
+
+def check_values(schema: Any, values: list[Any]) -> None:
+    """That the constraint of the schema takes those that are valid, if there is one."""
+    try:
+        constraint = compiled("json_schema", schema)
+    except InvalidConstraint:
+        assume(False)
+    validator = jsonschema.Draft202012Validator(schema)
+    for value in values:
+        assert accepts_value(constraint, value, schema) is validator.is_valid(value), value
 
 
 class _Search:

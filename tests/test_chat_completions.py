@@ -222,6 +222,21 @@ async def test_what_is_wrong_is_refused_by_name(
     assert error["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [("image_url", "Images are not supported"), ("input_audio", "Audio is"), ("file", "Files are")],
+)
+async def test_what_is_no_text_is_refused_in_words_for_a_chats_user(kind: str, said: str) -> None:
+    parts = [{"type": "text", "text": "What is this?"}, {"type": kind, kind: {}}]
+    async with serving() as client:
+        response = await client.post(
+            PATH, json=body(messages=[{"role": "user", "content": parts}], stream=True)
+        )
+    assert response.status_code == 400
+    assert said in response.json()["error"]["message"]
+    assert "only text" in response.json()["error"]["message"]
+
+
 async def test_parameters_that_ask_for_nothing_are_taken() -> None:
     neutral = {
         "n": None, "logprobs": False, "tools": [], "tool_choice": "auto",

@@ -342,6 +342,16 @@ async def test_a_grammar_that_a_syntax_cannot_hold_is_refused_there_alone() -> N
     assert statuses == {HERMES: 200, TAGGED: 400}
 
 
+async def test_a_lark_grammar_is_refused_beside_a_format_where_both_are_bare_json() -> None:
+    fields = {"tools": [custom('start: "a"')], "response_format": FORMAT}
+    async with serving(says("", LLAMA)) as client:
+        auto = await client.post(PATH, json=body(**fields))
+        must = await client.post(PATH, json=body(**fields, tool_choice="required"))
+    assert auto.json()["error"]["param"] == "tools.[0].custom.format"
+    (call,) = must.json()["choices"][0]["message"]["tool_calls"]
+    assert call["custom"]["input"] == "a"
+
+
 SKY = {
     "type": "object", "properties": {"sky": {"enum": ["blue", "grey"]}}, "required": ["sky"],
     "additionalProperties": False,

@@ -155,8 +155,11 @@ async def test_a_custom_tools_input_is_always_of_its_grammar(smollm2: Path) -> N
                 (choice,) = completion.choices
                 (call,) = choice.message.tool_calls or ()
                 assert call.type == "custom" and call.custom.name == name
-                taken, ends = Matcher().matched(definition, call.custom.input)
-                assert taken == call.custom.input
+                text = call.custom.input
+                # What is ignored may end a text within a call, which alone llguidance has not.
+                text = text if name == "patch" else text.rstrip()
+                taken, ends = Matcher().matched(definition, text)
+                assert taken == text
                 ended += ends
                 assert ends or choice.finish_reason == "length"
             assert ended or name == "patch"

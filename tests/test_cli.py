@@ -118,6 +118,7 @@ def test_the_origin_of_every_setting_is_shown(tmp_path: Path) -> None:
     file.write_text('n_batch = 64\nn_ubatch = 32\n[models.small]\npath = "a.gguf"\nn_ctx = 99\n')
     result = run(
         *("config", "show", "--json", "--config", str(file), "--n-ubatch", "16", "--no-docs"),
+        *("--cors-origins", "http://a,http://b"),
         OPENAI_LOCAL_KV_MEMORY="2GiB",
         OPENAI_LOCAL_API_KEY="hush",
     )
@@ -129,6 +130,7 @@ def test_the_origin_of_every_setting_is_shown(tmp_path: Path) -> None:
     assert told["n_batch"] == (64, "file", str(file))
     assert told["models.small.n_ctx"] == (99, "file", str(file))
     assert told["n_gpu_layers"] == (-1, "default", None)
+    assert told["cors_origins"][0] == ["http://a", "http://b"]
     assert "hush" not in result.output
     assert told["api_key"][1:] == ("environment", "OPENAI_LOCAL_API_KEY")
     assert set(Settings.model_fields) - {"models"} <= set(rows)

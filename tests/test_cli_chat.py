@@ -12,15 +12,17 @@ from typing import Any
 import anyio
 import httpx
 import pytest
-from anyio.from_thread import start_blocking_portal
-from fakes import FakeBackend, fake_app, spelling
+from assets.tiny import llama
+from fakes import FakeBackend, fake_app, fake_engine, spelling
 from servers import engine_threads, serve, wait_until
 from terminal import CTRL_C, CTRL_D, Terminal, terminal
 from test_cli import line_of, run
 
+from openai_local.application import Application
+from openai_local.cli import service
 from openai_local.cli.client import Client
 from openai_local.cli.failures import CommandFailed
-from openai_local.cli.in_process import InProcessTransport
+from openai_local.engine import Engine, EngineConfig
 
 THINKING = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content.split('</think>')[-1] }}{% endfor %}"
@@ -234,68 +236,51 @@ def test_an_error_does_not_end_the_dialogue() -> None:
         screen.until("Yes.", at)
 
 
-@contextmanager
-def in_process(app: Any) -> Iterator[httpx.Client]:
-    with start_blocking_portal() as portal:
-        transport = InProcessTransport(app, portal)
-        with httpx.Client(transport=transport, base_url="http://in-process") as client:
-            yield client
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[EngineConfig]:
+    """What engines were opened with; all of them are fakes that say yes."""
+    opened: list[EngineConfig] = []
+
+    def open_engine(config: EngineConfig) -> Engine:
+        opened.append(config)
+        return fake_engine(saying("Yes."))
+
+    monkeypatch.setattr(service, "Application", lambda s: Application(s, open_engine))
+    return opened
 
 
-def test_in_this_process_parts_of_an_answer_come_as_they_are_sent() -> None:
-    go_on = threading.Event()
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        assert (await receive())["body"] == b"question"
-        await send({"type": "http.response.start", "status": 201, "headers": [(b"a", b"b")]})
-        await send({"type": "http.response.body", "body": b"one", "more_body": True})
-        await anyio.to_thread.run_sync(go_on.wait)
-        await send({"type": "http.response.body", "body": b"two"})
-
-    with in_process(app) as client:
-        with client.stream("POST", "/path?q=1", content=b"question") as response:
-            assert (response.status_code, response.headers["a"]) == (201, "b")
-            parts = response.iter_raw()
-            assert next(parts) == b"one"
-            go_on.set()
-            assert next(parts) == b"two"
-            assert list(parts) == []
-
-
-def test_in_this_process_who_leaves_is_seen_and_who_fails_is_told() -> None:
-    left = threading.Event()
-
-    async def endless(scope: Any, receive: Any, send: Any) -> None:
-        await receive()
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        assert (await receive())["type"] == "http.disconnect"
-        left.set()
-
-    async def failing(scope: Any, receive: Any, send: Any) -> None:
-        raise ValueError("within")
-
-    with in_process(endless) as client:
-        with client.stream("GET", "/") as response:
-            assert response.status_code == 200
-        assert left.wait(10)
-    with in_process(failing) as client, pytest.raises(ValueError, match="within"):
-        client.get("/")
-
-
-def test_in_this_process_a_chat_is_answered_and_everything_ends() -> None:
+def test_a_file_is_loaded_for_one_conversation_and_freed(opened: list[EngineConfig]) -> None:
     before = engine_threads()
-    app = fake_app(saying("Yes."))
-    with start_blocking_portal() as portal:
-        client = Client("http://in-process/v1", transport=InProcessTransport(app, portal))
-        messages = [{"role": "user", "content": "?"}]
-        body = {"model": "fake", "messages": messages, "temperature": 0}
-        chunks = list(client.stream("chat/completions", body))
-        assert client.models() == ["fake"]
-        portal.call(app.aclose)
-        client.close()
-    text = "".join(c["choices"][0]["delta"].get("content") or "" for c in chunks)
-    assert text == "Yes."
+    result = run("chat", "some.gguf", *GREEDY, "--n-ctx", "99", stdin="?", OPENAI_LOCAL_API_KEY="k")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "Yes.\n", "")
+    (config,) = opened
+    assert (config.model, config.n_ctx, config.n_parallel) == (Path("some.gguf"), 99, 1)
     assert engine_threads() == before
+    run("chat", "some.gguf", *GREEDY, stdin="?", OPENAI_LOCAL_N_PARALLEL="3")
+    assert opened[-1].n_parallel == 3
+
+
+def test_a_model_of_the_settings_is_named_without_its_path(
+    opened: list[EngineConfig], tmp_path: Path
+) -> None:
+    file = tmp_path / "settings.toml"
+    one, two, three, four = (tmp_path / f"{i}.gguf" for i in (1, 2, 3, 4))
+    for path in (one, two, three, four):
+        llama(path)
+    file.write_text(
+        '[models]\nfirst = "1.gguf"\n[models.second]\npath = "2.gguf"\nalias = "two"\n'
+        'n_ctx = 77\n[models.vectors]\npath = "3.gguf"\nuse = "embedding"\n'
+    )
+    for word in ("second", "two"):
+        assert run("chat", word, "--config", str(file), *GREEDY, stdin="?").stdout == "Yes.\n"
+        assert (opened[-1].model, opened[-1].n_ctx) == (two, 77)
+    run("chat", "--config", str(file), *GREEDY, stdin="?")
+    assert opened[-1].model == one
+    run("embed", "a text", "--config", str(file))
+    assert opened[-1].model == three
+    run("chat", str(four), "--config", str(file), *GREEDY, stdin="?")
+    assert opened[-1].model == four
+    assert "embedding only" in line_of(run("chat", "vectors", "--config", str(file), stdin="?"), 1)
 
 
 @pytest.mark.parametrize(

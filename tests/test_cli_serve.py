@@ -41,7 +41,7 @@ def test_in_a_terminal_a_panel_has_the_facts_and_what_is_pasted_works() -> None:
     with terminal([*SERVE, "--port", "0", "--no-access-log"]) as screen:
         screen.until("print(answer.choices[0].message.content)")
         said = screen.text
-        for fact in (f"model   {MODEL}", "weights", "keys and values", "4 sequences", "the CPU"):
+        for fact in (f" {MODEL} ", "weights", "keys and values", "4 sequences", "the CPU"):
             assert fact in said, fact
         (curl,) = re.findall(r"^curl .*$", said, re.M)
         program = said[said.index("from openai import") :]

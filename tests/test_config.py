@@ -95,6 +95,14 @@ def test_relative_paths_of_a_file_are_those_of_its_folder(file: Path) -> None:
     assert load_settings(models={"a": "a.gguf"}).models["a"].path == Path("a.gguf")
 
 
+def test_a_path_in_place_of_a_table_is_that_of_the_files_folder_too(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text('[models]\none = "one.gguf"\npath = "hf:owner/repo"\n')
+    models = load_settings(config=file).models
+    assert models["one"].path == tmp_path / "one.gguf"
+    assert models["path"].path == HubSource("owner/repo")
+
+
 def test_it_is_told_where_each_setting_comes_from(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

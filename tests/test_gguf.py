@@ -243,5 +243,5 @@ def test_a_vocabulary_must_have_every_token_once_and_every_byte() -> None:
         fields["tokenizer.ggml.tokens"] = (tokens[:-1], *kinds)
 
     assert "a token twice" in broken(same)
-    assert "256 of 256 bytes" in broken(no_bytes)
+    assert "no token for 243 bytes" in broken(no_bytes)
     assert "258 tokens, and embeddings for 259" in broken(shorter)

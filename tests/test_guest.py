@@ -290,8 +290,10 @@ async def test_many_lives_leave_no_thread_and_no_engine() -> None:
                 assert answer.status_code == 200
     assert not engine_threads() - before
     assert len(engines) == 25
-    gc.collect()
-    assert [engine for engine in engines if engine() is not None] == []
+    with anyio.fail_after(10):  # the thread that closed the last one has a hand on it for a moment
+        while any(engine() is not None for engine in engines):
+            gc.collect()
+            await anyio.sleep(0.01)
 
 
 @pytest.mark.anyio

@@ -50,7 +50,7 @@ def test_the_middlewares_hosts_keep_their_own_pages(server: str, example: str) -
         check(f"{running.url}/v1")
         with client_at(running.url) as client:
             assert "This is the host" in client.get("/").text
-            assert client.get("/v1x").status_code in (200, 404)
+            assert '"error"' not in client.get("/v1x").text
 
 
 def test_a_guard_of_litestar_stands_in_front_of_its_mount() -> None:

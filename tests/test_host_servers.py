@@ -18,7 +18,6 @@ SERVERS = {
         "gunicorn fake_host:app --preload -w 2 -k uvicorn_worker.UvicornWorker " + ASGI_BIND,
         2,
     ),
-    "gunicorn's own worker": ("gunicorn fake_host:app -k asgi " + ASGI_BIND, 1),
     "hypercorn on trio": ("hypercorn fake_host:app -k trio " + ASGI_BIND, 1),
     "granian with workers": (
         "granian fake_host:app --interface asgi --workers 2 --port {port}",
@@ -42,9 +41,10 @@ def pids_of(running: Process, n: int) -> set[int]:
 
 
 @pytest.mark.parametrize("server", SERVERS)
-def test_it_answers_and_ends_under(server: str) -> None:
+def test_it_answers_and_ends_under(server: str, tmp_path: Path) -> None:
     command, n_workers = SERVERS[server]
-    with host_process(command) as running:
+    # gunicorn leaves a socket in its user's home.
+    with host_process(command, HOME=str(tmp_path)) as running:
         pids = pids_of(running, n_workers)
         check(f"{running.url}/v1")
         running.process.send_signal(signal.SIGTERM)

@@ -6,15 +6,13 @@ import gc
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from typing import Any
 
 import anyio
 import httpx
 import openai
 import pytest
-from clients import MESSAGES, MODEL
+from clients import MESSAGES, MODEL, n_cancelled, until, until_async
 from fakes import FakeBackend, fake_app, spelling
 from openai.types.chat import ChatCompletionMessageParam
 from starlette.applications import Starlette
@@ -23,7 +21,6 @@ from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Mount, Route
 
 import openai_local
-from openai_local.application import Application
 from openai_local.inprocess.transports import async_transport
 
 CHAT: list[ChatCompletionMessageParam] = [{"role": "user", "content": "hello"}]
@@ -31,24 +28,6 @@ CHAT: list[ChatCompletionMessageParam] = [{"role": "user", "content": "hello"}]
 
 def hello() -> FakeBackend:
     return FakeBackend(next_token=spelling("hello"), step_s=0.002)
-
-
-def n_cancelled(app: Application) -> int:
-    loaded = app.registry.loaded(MODEL)
-    return 0 if loaded is None else loaded.engine.metrics().requests_cancelled_total
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-
-
-async def until_async(condition: Callable[[], bool]) -> None:
-    with anyio.fail_after(10):
-        while not condition():
-            await anyio.sleep(0.001)
 
 
 # Of the client's own generators, which it leaves behind [DONE]: trio warns about such.
@@ -101,7 +80,7 @@ async def test_pieces_come_when_they_are_made() -> None:
 
 @pytest.mark.anyio
 async def test_leaving_a_stream_frees_its_place() -> None:
-    app = fake_app(FakeBackend(step_s=0.01))
+    app = fake_app(FakeBackend(n_ctx=4096, step_s=0.01))
     async with openai_local.client(app) as client:
         stream = await client.chat.completions.create(model=MODEL, messages=CHAT, stream=True)
         async with stream:
@@ -116,17 +95,18 @@ async def test_leaving_a_stream_frees_its_place() -> None:
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])  # trio warns about what is dropped
 async def test_dropping_a_stream_frees_its_place(anyio_backend: str) -> None:
-    app = fake_app(FakeBackend(step_s=0.01))
+    app = fake_app(FakeBackend(n_ctx=4096, step_s=0.01))
     client = openai_local.client(app)
     async for _ in await client.chat.completions.create(model=MODEL, messages=CHAT, stream=True):
         break
-    await until_async(lambda: n_cancelled(app) == 1)
+    # The client's generators, its response and its stream know each other, and end by turns.
+    await until_async(lambda: gc.collect() >= 0 and n_cancelled(app) == 1)
     await app.aclose()
 
 
 @pytest.mark.anyio
 async def test_errors_are_the_clients_own() -> None:
-    app = fake_app(FakeBackend(step_s=0.05), api_key="secret")
+    app = fake_app(FakeBackend(n_ctx=4096, step_s=0.05), api_key="secret")
     async with openai_local.client(app, max_retries=0) as client:
         with pytest.raises(openai.NotFoundError):
             await client.chat.completions.create(model="other", messages=CHAT)
@@ -188,7 +168,7 @@ def test_an_application_that_says_nothing_is_a_server_error() -> None:
 
 
 def test_the_plain_client_streams_from_any_thread_and_frees_what_it_leaves() -> None:
-    app = fake_app(FakeBackend(step_s=0.01))
+    app = fake_app(FakeBackend(n_ctx=4096, step_s=0.01))
     with openai_local.sync_client(app, max_retries=0) as client:
         answer = client.chat.completions.create(model=MODEL, messages=CHAT, max_tokens=3)
         assert answer.usage is not None and answer.usage.completion_tokens == 3

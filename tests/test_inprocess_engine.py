@@ -8,7 +8,7 @@ from typing import Any
 
 import anyio
 import pytest
-from clients import MESSAGES, MODEL, client_of
+from clients import MESSAGES, MODEL, client_of, n_cancelled, until_async
 from fakes import FakeBackend, fake_app, spelling
 from pydantic import BaseModel
 
@@ -16,7 +16,7 @@ import openai_local
 from openai_local import Engine, RequestError
 from openai_local.api.types.chat_completions import ChatCompletionRequest
 from openai_local.api.types.completions import CompletionRequest
-from openai_local.engine import EngineMetrics, EngineStopped
+from openai_local.engine import EngineStopped
 from openai_local.inprocess import parameters
 
 pytestmark = pytest.mark.anyio
@@ -29,18 +29,6 @@ async def engine_of(backend: FakeBackend | None = None, **options: Any) -> Async
         yield Engine.of(app)
     finally:
         await app.aclose()
-
-
-def metrics(engine: Engine) -> EngineMetrics:
-    loaded = engine._models.loaded(MODEL)
-    assert loaded is not None
-    return loaded.engine.metrics()
-
-
-async def until_cancelled(engine: Engine, n: int) -> None:
-    with anyio.fail_after(10):
-        while metrics(engine).requests_cancelled_total < n:
-            await anyio.sleep(0.001)
 
 
 @pytest.mark.parametrize(
@@ -185,32 +173,32 @@ async def test_a_pydantic_model_is_a_response_format() -> None:
 
 
 async def test_a_cancelled_call_frees_its_place() -> None:
-    async with engine_of(FakeBackend(step_s=0.01)) as engine:
+    async with engine_of(FakeBackend(n_ctx=4096, step_s=0.01)) as engine:
         with anyio.move_on_after(0.1) as scope:
             await engine.chat("hi")
         assert scope.cancelled_caught
-        await until_cancelled(engine, 1)
+        await until_async(lambda: n_cancelled(engine._local) == 1)
 
 
 async def test_a_stream_that_is_closed_early_frees_its_place() -> None:
-    async with engine_of(FakeBackend(step_s=0.01)) as engine:
+    async with engine_of(FakeBackend(n_ctx=4096, step_s=0.01)) as engine:
         async with engine.stream_chat("hi") as stream:
             async for _ in stream:
                 break
-        await until_cancelled(engine, 1)
+        await until_async(lambda: n_cancelled(engine._local) == 1)
         assert [chunk async for chunk in stream] == []
         with anyio.move_on_after(0.1):
             async for _ in engine.stream_chat("hi"):
                 pass
-        await until_cancelled(engine, 2)
+        await until_async(lambda: n_cancelled(engine._local) == 2)
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])  # trio warns about what is dropped
 async def test_a_stream_that_is_dropped_frees_its_place(anyio_backend: str) -> None:
-    async with engine_of(FakeBackend(step_s=0.01)) as engine:
+    async with engine_of(FakeBackend(n_ctx=4096, step_s=0.01)) as engine:
         async for _ in engine.stream_chat("hi"):
             break
-        await until_cancelled(engine, 1)
+        await until_async(lambda: n_cancelled(engine._local) == 1)
 
 
 async def test_a_stream_that_nobody_reads_costs_nothing() -> None:
@@ -222,7 +210,7 @@ async def test_a_stream_that_nobody_reads_costs_nothing() -> None:
 
 
 async def test_the_application_and_its_engine_share_a_batch() -> None:
-    backend = FakeBackend(step_s=0.005)
+    backend = FakeBackend(n_ctx=4096, step_s=0.005)
     app = fake_app(backend)
     engine = Engine.of(app)
     await engine.chat("hi", max_tokens=1)

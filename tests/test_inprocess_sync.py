@@ -8,15 +8,14 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import anyio
 import anyio.to_thread
 import pytest
-from clients import MODEL
+from clients import MODEL, n_cancelled, until
 from fakes import FakeBackend, fake_app, spelling
 
 from openai_local import RequestError, SyncEngine
@@ -32,18 +31,6 @@ def engine_of(backend: FakeBackend | None = None) -> Iterator[SyncEngine]:
     finally:
         engine.close()
         anyio.run(app.aclose)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-
-
-def n_cancelled(engine: SyncEngine) -> int:
-    loaded = engine._engine._models.loaded(MODEL)
-    return 0 if loaded is None else loaded.engine.metrics().requests_cancelled_total
 
 
 def test_everything_that_the_engine_does_without_a_loop() -> None:
@@ -96,19 +83,19 @@ def test_errors_are_raised_where_the_call_is() -> None:
 
 
 def test_a_stream_that_is_closed_or_dropped_frees_its_place() -> None:
-    with engine_of(FakeBackend(step_s=0.005)) as engine:
+    with engine_of(FakeBackend(n_ctx=4096, step_s=0.005)) as engine:
         with engine.stream_chat("hi") as stream:
             next(stream)
-        until(lambda: n_cancelled(engine) == 1)
+        until(lambda: n_cancelled(engine._engine._local) == 1)
         assert list(stream) == []
         for _ in engine.stream_chat("hi"):
             break
         gc.collect()
-        until(lambda: n_cancelled(engine) == 2)
+        until(lambda: n_cancelled(engine._engine._local) == 2)
 
 
 def test_closing_ends_those_who_wait() -> None:
-    backend = FakeBackend(step_s=0.01)
+    backend = FakeBackend(n_ctx=4096, step_s=0.01)
     engine = SyncEngine("fake.gguf")
     engine._engine._local = fake_app(backend)
     with ThreadPoolExecutor(2) as pool:
@@ -123,15 +110,15 @@ def test_closing_ends_those_who_wait() -> None:
 
 
 def test_an_interrupt_leaves_nothing_running() -> None:
-    with engine_of(FakeBackend(step_s=0.01)) as engine:
+    with engine_of(FakeBackend(n_ctx=4096, step_s=0.01)) as engine:
         engine.chat("hi", max_tokens=1)
         for call in (lambda: engine.chat("hi"), lambda: list(engine.stream_chat("hi"))):
-            before = n_cancelled(engine)
+            before = n_cancelled(engine._engine._local)
             timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
             timer.start()
             with pytest.raises(KeyboardInterrupt):
                 call()
-            until(lambda n=before: n_cancelled(engine) == n + 1)
+            until(lambda n=before: n_cancelled(engine._engine._local) == n + 1)
 
 
 FORGETFUL = """
@@ -139,7 +126,7 @@ import sys
 sys.path.insert(0, "tests")
 from fakes import FakeBackend, fake_app
 from openai_local import SyncEngine
-engine = SyncEngine.of(fake_app(FakeBackend(step_s=0.01)))
+engine = SyncEngine.of(fake_app(FakeBackend(n_ctx=4096, step_s=0.01)))
 stream = engine.stream_chat("hi")
 next(stream)
 """

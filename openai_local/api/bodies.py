@@ -43,6 +43,13 @@ _TAGS = {
     "function",
     "custom",
 }
+# Parts of messages that a model of text cannot read; a chat's front-end shows why to its user.
+_MEDIA = {
+    "image_url": "Images are",
+    "input_audio": "Audio is",
+    "video_url": "Video is",
+    "file": "Files are",
+}
 # Fields that are a union told apart by a tag, which pydantic puts into the path.
 _TAGGED = {"response_format", "format"}
 
@@ -86,6 +93,10 @@ def _refusal(problem: ErrorDetails) -> RequestError:
     if kind == "extra_forbidden":
         text = f"Unknown parameter: '{param}'."
         return RequestError(text, param=param, code="unknown_parameter")
+    if kind == "literal_error" and isinstance(problem["input"], str):
+        media = _MEDIA.get(problem["input"])
+        if media is not None and problem["ctx"]["expected"] == "'text'":
+            message = f"{media} not supported by this server, only text is"
     code = "invalid_type" if kind.endswith("_type") else "invalid_value"
     return RequestError(f"Invalid '{param}': {message}.", param=param, code=code)
 

@@ -107,6 +107,8 @@ def _metavar(field: FieldInfo) -> str | None:
             return "|".join(map(str, get_args(kind)))
         if kind in _METAVARS:
             return _METAVARS[kind]
+        if get_origin(kind) is tuple:
+            return "TEXT,..."  # such a setting splits it, as that of a variable
     return None
 
 

@@ -7,7 +7,6 @@ import errno
 import logging
 import os
 import socket
-import stat
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -58,10 +57,6 @@ def run(
     finally:
         if listener:
             listener.close()
-        if uds:
-            with suppress(OSError):
-                if stat.S_ISSOCK(os.stat(uds).st_mode):
-                    os.unlink(uds)
     if started.failure is not None:
         raise CommandFailed(started.failure)
     return 0 if server.was_started else FAILED
@@ -101,6 +96,13 @@ class _Server(uvicorn.Server):
         if self.started:
             self.was_started = True
             self._welcome(self._url())
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        # Here, since after a SIGTERM nothing of ours is run any more.
+        if self.config.uds:
+            with suppress(OSError):
+                os.unlink(self.config.uds)
 
     def _url(self) -> str:
         config = self.config

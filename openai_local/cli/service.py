@@ -10,16 +10,18 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
+import httpx
 import typer
-from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from openai_local.application import Application
 from openai_local.cli.client import Client
 from openai_local.cli.failures import USAGE, CommandFailed
-from openai_local.cli.in_process import InProcessTransport
 from openai_local.cli.options import flag
 from openai_local.cli.screen import err
 from openai_local.config import Settings, Use, load_settings
+from openai_local.inprocess.portal import Portal
+from openai_local.inprocess.transports import sync_transport
+from openai_local.models import registry
 from openai_local.models.errors import UnknownModel
 from openai_local.models.registry import Lease
 
@@ -88,18 +90,33 @@ def named_model(name: str | None, settings: Mapping[str, Any]) -> dict[str, Any]
 
 @contextmanager
 def _local(given: Mapping[str, Any], embeds: bool) -> Iterator[Service]:
-    # Warnings of ours go to stderr, and nothing else.
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    with start_blocking_portal() as portal, ExitStack() as stack:
+    portal = Portal("openai_local command line")
+    with ExitStack() as stack:
+        stack.enter_context(_warnings())
+        stack.callback(portal.close)
         application, name = _application(given, embeds, portal)
-        stack.callback(portal.call, application.aclose)
+        transport = sync_transport(httpx, application, portal, application.aclose)
+        client = Client(IN_PROCESS, transport=transport)
+        stack.callback(client.close)
         use: Use = "embedding" if embeds else "chat"
-        lease = portal.start_task_soon(application.registry.acquire, name, use)
+        lease = portal.submit(lambda: application.registry.acquire(name, use))
         _show_progress(application, name, lease)
         stack.callback(lease.result().release)
-        client = Client(IN_PROCESS, transport=InProcessTransport(application, portal))
-        stack.callback(client.close)
         yield Service(client, name)
+
+
+@contextmanager
+def _warnings() -> Iterator[None]:
+    """Those of ours on standard error, and nothing else. That a load failed, we say ourselves."""
+    handler = logging.StreamHandler()
+    handler.setLevel(logging.WARNING)
+    handler.addFilter(lambda record: record.name != registry.__name__)
+    logger = logging.getLogger("openai_local")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def _show_progress(application: Application, name: str, lease: Future[Lease]) -> None:
@@ -112,21 +129,19 @@ def _show_progress(application: Application, name: str, lease: Future[Lease]) ->
             wait([lease], timeout=PROGRESS_S)
 
 
-def _application(
-    given: Mapping[str, Any], embeds: bool, portal: BlockingPortal
-) -> tuple[Application, str]:
+def _application(given: Mapping[str, Any], embeds: bool, portal: Portal) -> tuple[Application, str]:
     """For the model that was named: one of those in the settings, or else a file."""
     settings = _alone(load_settings(**given))
     word = given.get("model")
     if word is not None:
         known = Application(_alone(load_settings(**{k: given[k] for k in given if k != "model"})))
         with suppress(UnknownModel):
-            return known, portal.call(known.registry.find, word).id
+            return known, portal.call(lambda: known.registry.find(word)).id
         alone = dict.fromkeys(("model_id", "embedding_model", "default_model", "models_dir"))
         settings = settings.model_copy(update={**alone, "models": {}})
     application = Application(settings)
-    registry = application.registry
-    return application, registry.embedding_id if embeds else registry.default_id
+    known_ids = application.registry
+    return application, known_ids.embedding_id if embeds else known_ids.default_id
 
 
 def _alone(settings: Settings) -> Settings:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from openai_local.engine.gguf import TOKEN_TYPES, TOKENS, Array, GgufFile, read_model
 from openai_local.engine.gguf_facts import Facts
-from openai_local.engine.gguf_layers import windows
+from openai_local.engine.gguf_layers import head_sizes, windows
 
 MAX_LAYERS = 512
 MAX_EXPERTS = 1024
@@ -29,6 +29,8 @@ _SPECIAL: Mapping[str, tuple[int, int, int]] = {
     "gemma4": (_NULL, _NULL, _NULL),
 }
 _BYTE = 6
+# Those that UTF-8 has: llama.cpp throws where it needs the token of one and there is none.
+_TEXT_BYTES = sorted(set(range(256)) - {0xC0, 0xC1, *range(0xF5, 0x100)})
 
 # Their graphs assert that all of a head is rotated.
 _WHOLE_ROTATION = frozenset(
@@ -127,6 +129,18 @@ def _check_heads(facts: Facts) -> None:
         facts.require(fits, f"{n_rot} of the {n_key} dimensions of its heads are rotated")
 
 
+def _check_sections(facts: Facts) -> None:
+    """How a head's rotation is shared by positions of several dimensions."""
+    sections = facts.metadata.get(f"{facts.architecture}.rope.dimension_sections")
+    if not isinstance(sections, Array) or not sections.values:
+        return
+    n_rot = facts.integer("rope.dimension_count", head_sizes(facts, windowed=False)[0])
+    sizes = [n for n in sections.values if isinstance(n, int)]
+    fits = len(sizes) == sections.n and min(sizes) >= 0 and 2 * sum(sizes) <= n_rot
+    fits &= any(sizes[:3]) or not facts.architecture.startswith("qwen")
+    facts.require(fits, f"its rope.dimension_sections of {n_rot} are {list(sections.values[:8])}")
+
+
 def _check_windows(facts: Facts) -> None:
     given = facts.integer("attention.sliding_window", 1)
     always = facts.architecture in _ALWAYS_WINDOWED
@@ -190,7 +204,7 @@ def _check_numbers(facts: Facts) -> None:
     scaling = facts.word("rope.scaling.type", "linear")
     facts.require(scaling in _ROPE_SCALINGS, f"its rope.scaling.type is {scaling[:40]!r}")
     for key, value in facts.metadata.items():
-        if not isinstance(value, float):
+        if not isinstance(value, float) or not key.startswith(f"{facts.architecture}."):
             continue
         facts.require(math.isfinite(value), f"{key} is {value}")
         facts.require(value >= 0 or "epsilon" not in key, f"{key} is {value}")
@@ -212,8 +226,9 @@ def _check_vocabulary(facts: Facts) -> None:
     if kind == "bert" and isinstance(types, Array):
         facts.require(_BYTE not in types.values, "its vocabulary has bytes, which BERT's cannot")
     if kind == "llama":
-        missing = [b for b in range(256) if not known & {b"<0x%02X>" % b, bytes([b])}]
-        facts.require(not missing, f"its vocabulary has no token for {len(missing)} of 256 bytes")
+        missing = [b for b in _TEXT_BYTES if b"<0x%02X>" % b not in known]
+        missing = [b for b in missing if b == 0 or bytes([b]) not in known]
+        facts.require(not missing, f"its vocabulary has no token for {len(missing)} bytes of texts")
 
 
 def _check_size(facts: Facts, n_tokens: int) -> None:
@@ -251,6 +266,7 @@ _RULES: tuple[Callable[[Facts], None], ...] = (
     _check_layers,
     _check_sizes,
     _check_heads,
+    _check_sections,
     _check_windows,
     _check_experts,
     _check_tensors,

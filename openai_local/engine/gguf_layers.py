@@ -76,7 +76,7 @@ def windows(facts: Facts) -> tuple[int, tuple[bool, ...]]:
     window = facts.integer("attention.sliding_window", _WINDOWS.get(arch, 0))
     if arch == "llama4":
         window = _LLAMA4_CHUNK if window or not facts.has("attention.sliding_window") else 0
-    if window <= 0:
+    if window <= 0 or (arch == "exaone4" and n != 64):  # the larger of two sizes has windows
         return none
     if arch in _ATTENDING_WINDOWED:
         return window, tuple(n_kv > 0 for n_kv in facts.layers("attention.head_count_kv", 0))

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import anyio
-from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 from starlette.types import ASGIApp, Message, Scope
 
 from openai_local.engine.bridge import Loop
@@ -44,10 +43,16 @@ class Head:
 class _Server:
     """The application's side. It knows nothing of the client's, which may be dropped."""
 
-    def __init__(self, body: bytes, send: MemoryObjectSendStream[Message]) -> None:
-        self.left = anyio.Event()
+    def __init__(self, body: bytes) -> None:
         self._body: bytes | None = body
-        self._send = send
+        self._left = anyio.Event()
+        # Both ends are here, so that one is not dropped unclosed together with the client's side.
+        self._send, self.sent = anyio.create_memory_object_stream[Message](MAX_UNREAD)
+
+    def leave(self) -> None:
+        """The client reads no more."""
+        self._left.set()
+        self.sent.close()
 
     async def run(self, app: ASGIApp, scope: Scope) -> None:
         try:
@@ -63,7 +68,7 @@ class _Server:
         if self._body is not None:
             body, self._body = self._body, None
             return {"type": "http.request", "body": body, "more_body": False}
-        await self.left.wait()
+        await self._left.wait()
         return {"type": "http.disconnect"}
 
     async def _put(self, message: Message) -> None:
@@ -82,20 +87,18 @@ class Exchange:
         self._timeout_s = math.inf if timeout_s is None else timeout_s
         self._loop = Loop()
         self._failed = False
-        self._server: _Server | None = None
-        self._arrived: MemoryObjectReceiveStream[Message] | None = None
+        self._server: _Server | None = None  # while there is something to read
 
     async def begin(self, app: ASGIApp, scope: Scope, body: bytes, tasks: set[Any]) -> Head:
         """Run the application until its response begins, in a task that ``tasks`` keep alive.
 
         Raises TimeoutError. An application that fails before has a response that says so.
         """
-        send, self._arrived = anyio.create_memory_object_stream[Message](MAX_UNREAD)
-        self._server = server = _Server(body, send)
+        self._server = server = _Server(body)
         _spawn(lambda: server.run(app, scope), tasks)
         try:
             with anyio.fail_after(self._timeout_s):
-                start = await self._arrived.receive()
+                start = await server.sent.receive()
         except anyio.EndOfStream:
             self.leave()
             self._failed = True
@@ -111,10 +114,10 @@ class Exchange:
 
     async def __anext__(self) -> bytes:
         """Raises TimeoutError, Broken."""
-        while self._arrived is not None:
+        while self._server is not None:
             try:
                 with anyio.fail_after(self._timeout_s):
-                    message = await self._arrived.receive()
+                    message = await self._server.sent.receive()
             except anyio.EndOfStream:
                 raise Broken("the application ended before its response did") from None
             if not message.get("more_body", False):
@@ -132,18 +135,13 @@ class Exchange:
 
     def leave(self) -> None:
         """Nobody reads any more. Safe to repeat."""
-        if self._server is not None and self._arrived is not None:
-            _leave(self._server.left, self._arrived)
-            self._arrived = None
+        server, self._server = self._server, None
+        if server is not None:
+            server.leave()
 
     def __del__(self) -> None:
-        if self._server is not None and self._arrived is not None:  # in whatever thread
-            self._loop.post(_leave, self._server.left, self._arrived)
-
-
-def _leave(left: anyio.Event, arrived: MemoryObjectReceiveStream[Message]) -> None:
-    left.set()
-    arrived.close()
+        if self._server is not None:  # in whatever thread
+            self._loop.post(self._server.leave)
 
 
 def _spawn(work: Callable[[], Awaitable[None]], tasks: set[Any]) -> None:

@@ -177,6 +177,9 @@ class ToolFormat:
             return f"( {calls} | {lark.json(answer)} )"
         keys, written = self.layout.keys, self.layout.arguments
         assert keys is not None and isinstance(written, JsonArguments), "it can stand beside"
+        for tool in tools:
+            if "lark" in tool:
+                raise InputUnsupported("an answer may be JSON, too", name_of(tool))
         either = lark.json(call_or_answer(tools, keys, answer), written.separators)
         if not self.prefixes:
             return either

@@ -1,7 +1,7 @@
 """A caller's Lark grammar where it stands within a call: as it is, or as of a JSON string. Pure.
 
 It is read as far as its texts: its rules stay what they are. What could reach out of it, or would
-mean something else within a call, is refused.
+mean something else within a call, is refused. What is ignored may stand at the end, too.
 """
 
 from __future__ import annotations
@@ -59,8 +59,9 @@ _COMMON = {
     "WS_INLINE": r"[ \t]+",
 }
 
+MAX_DEFINITIONS = 1000
+
 Piece = QuotedRegex | str
-_SKIP = "quoted_skip"
 
 
 @dataclass(slots=True)
@@ -87,6 +88,8 @@ class InputGrammar:
             self._definitions = list(_definitions(definition))
         except NotFollowed as error:
             raise InputUnsupported(f"it has {error}") from None
+        if len(self._definitions) > MAX_DEFINITIONS:
+            raise InputUnsupported(f"it has more than {MAX_DEFINITIONS} rules")
 
     def quoted(self, lark: Lark) -> str:
         """A rule of ``lark`` for the inside of a JSON string."""
@@ -126,13 +129,20 @@ class _Quoted:
     def __init__(self, definitions: list[_Definition]) -> None:
         self._definitions = definitions
         self._names: dict[str, str] = {}
+        # Terminals are one to a lexer, with all that they are made of.
+        self._parts = {piece for found in definitions if found.is_terminal
+                       for piece in found.body if isinstance(piece, str)}  # fmt: skip
+        self._prefix = "quoted"
+        while any(found.name.startswith(self._prefix) for found in definitions):
+            self._prefix += "_"
+        self._skip = f"{self._prefix}_skip"
         self._find_names()
         ignored = [found.body for found in definitions if found.name == "%ignore"]
         self._skips = bool(ignored) and any(self._is_escaped(d.body) for d in definitions)
         lines = [self._written(d) for d in definitions if d.name != "%ignore" or not self._skips]
         if self._skips:
             units = [unit for body in ignored for unit in self._units(body)]
-            lines.append(f"{_SKIP}: ( {' | '.join(units)} )*")
+            lines.append(f"{self._skip}: ( {' | '.join(units)} )*")
         self.text = "\n".join(lines)
 
     def _find_names(self) -> None:
@@ -141,10 +151,7 @@ class _Quoted:
             n_known = len(self._names)
             for found in self._definitions:
                 if found.is_terminal and self._is_escaped(found.body):
-                    self._names[found.name] = f"quoted_{found.name.lower()}"
-        for found in self._definitions:
-            if found.name.startswith("quoted_"):
-                raise NotFollowed(found.name)
+                    self._names[found.name] = f"{self._prefix}_{found.name.lower()}"
 
     def _is_escaped(self, body: list[Piece]) -> bool:
         return any(
@@ -158,14 +165,16 @@ class _Quoted:
         name = self._names.get(found.name, found.name)
         head = replace(found, name=name).head
         if not self._skips or found.is_terminal:
-            return f"{head} {_expression(body, self._names)}"
+            whole = len(body) == 1 and found.name not in self._parts
+            alone = whole or not found.is_terminal
+            return f"{head} {_expression(body, self._names, alone=alone)}"
         if "&" in body or "~" in body:
             raise NotFollowed(f"{found.name}, which combines texts beside %ignore")
         words = []
         for piece, before in zip(body, [None, *body], strict=False):
             word = _expression([piece], self._names)
             is_terminal = isinstance(piece, QuotedRegex) or (piece.isupper() and before != "->")
-            words.append(f"( {word} {_SKIP} )" if is_terminal else word)
+            words.append(f"( {word} {self._skip} )" if is_terminal else word)
         return f"{head} {' '.join(words)}"
 
     def _units(self, body: list[Piece]) -> list[str]:
@@ -180,12 +189,14 @@ class _Quoted:
         return units
 
 
-def _expression(body: list[Piece], names: Mapping[str, str] | None = None) -> str:
-    """With ``names``, of texts within a JSON string."""
+def _expression(
+    body: list[Piece], names: Mapping[str, str] | None = None, *, alone: bool = True
+) -> str:
+    """With ``names``, of texts within a JSON string; ``alone``, each piece is a lexer's own."""
     return " ".join(
         (names or {}).get(piece, piece) if isinstance(piece, str)
         else piece.as_it_is if names is None or not piece.is_escaped
-        else piece.rule
+        else piece.rule(alone=alone)
         for piece in body
     )  # fmt: skip
 

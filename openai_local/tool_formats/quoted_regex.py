@@ -82,6 +82,10 @@ class QuotedRegex:
             part = self._next()
             if part:
                 self._parts.append(part)
+        if len(self._flags) > 1:
+            raise NotFollowed(f"a group that is not closed: {pattern}")
+        # Whether a text of it may be another within a JSON string.
+        self.is_escaped = any(has(char) for has in self.sets for char in _SPECIAL)
 
     @property
     def as_it_is(self) -> str:
@@ -94,26 +98,20 @@ class QuotedRegex:
         return [part.has for part in self._parts if isinstance(part, _Char)]
 
     @property
-    def is_escaped(self) -> bool:
-        """Whether a text of it may be another within a JSON string."""
-        return any(has(char) for has in self.sets for char in _SPECIAL)
-
-    @property
     def units(self) -> list[str] | None:
         """Where it is any number of single characters: terminals that together are those."""
-        if len(self._parts) not in (1, 2) or self._parts[1:] not in ([], ["+"], ["*"]):
-            return None
-        char = self._parts[0]
-        assert isinstance(char, _Char), "nothing else begins an expression"
-        return char.terminals("+")
+        match self._parts:
+            case [_Char() as char] | [_Char() as char, "+" | "*"]:
+                return char.terminals("+")
+        return None
 
-    @property
-    def rule(self) -> str:
-        """An expression of a rule for its texts within a JSON string."""
+    def rule(self, *, alone: bool) -> str:
+        """An expression of a rule for its texts within a JSON string; ``alone``, nothing that
+        follows goes before what it could take."""
         pieces: list[str] = []
         for i, part in enumerate(self._parts):
             if isinstance(part, _Char):
-                options = part.terminals("+" if self._runs(i, part) else "")
+                options = part.terminals("+" if alone and self._runs(i, part) else "")
                 pieces.append(options[0] if len(options) == 1 else f"( {' | '.join(options)} )")
                 continue
             if part in ("|", ")") and (not pieces or pieces[-1] in ("|", "(")):
@@ -148,8 +146,10 @@ class QuotedRegex:
             return ""
         if char == "(":
             return self._group()
-        if char == ")" and len(self._flags) > 1:
+        if char == ")":
             self._flags.pop()
+            if not self._flags:
+                raise NotFollowed(f"a group that was not opened: {pattern}")
         if char in ")|":
             self._at += 1
             return char

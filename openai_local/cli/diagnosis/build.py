@@ -119,9 +119,9 @@ def of_cpu(build: Build, flags: set[str]) -> Iterator[Finding]:
         yield Finding("CPU", "slow", text, f"build it on this machine: {REBUILD}")
     elif flags:
         yield Finding("CPU", "ok", "the build uses what the CPU has for quantised weights")
-    for feature, what in (("REPACK", "weights are not repacked for the CPU"),):
-        if used and feature not in used:
-            yield Finding("CPU", "slow", f"built without {feature}: {what}", REBUILD)
+    if used and "REPACK" not in used:
+        text = "built without REPACK: weights are not rearranged for wide instructions"
+        yield Finding("CPU", "slow", text, f"build it with GGML_CPU_REPACK: {REBUILD}")
 
 
 def of_gpu(build: Build, settings: Settings) -> Iterator[Finding]:
