@@ -283,6 +283,34 @@ def test_what_fits_beside_all_that_wait_is_loaded_at_once() -> None:
     assert world.answered == ["c", "a", "huge"]
 
 
+def test_nobody_goes_for_who_must_wait_for_a_load_that_is_going() -> None:
+    world = World()
+    world.release(world.load("a"))
+    world.ask("c")
+    world.measure("c")
+    for id in ("d", "b"):  # b would fit in place of a, and d wait for both
+        world.ask(id)
+        world.measure(id)
+    assert [resident.id for resident in world.of(Phase.READY)] == ["a"]
+    world.run()
+    world.release(world.held[-1])
+    world.run()
+    assert world.answered == ["a", "c", "d"]
+
+
+def test_memory_that_becomes_free_is_counted_with() -> None:
+    world = World()
+    for id in ("a", "c"):
+        world.release(world.load(id))
+    world.ask("d")
+    world.measure("d")
+    assert [resident.id for resident in world.of(Phase.LEAVING)] == ["c"]
+    world.settle()
+    assert [resident.id for resident in world.of(Phase.READY)] == ["a"]
+    world.run()
+    assert sorted(world.residency.residents) == ["a", "d"]
+
+
 def test_more_than_pinned_models_leave_is_refused_with_the_numbers() -> None:
     world = World()
     world.release(world.load("pinned"))

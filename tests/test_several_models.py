@@ -341,6 +341,29 @@ async def test_a_lease_that_is_dropped_is_released_even_under_the_lock() -> None
         assert shelf.open == ["b"]
 
 
+async def test_who_leaves_just_when_it_is_served_holds_nothing() -> None:
+    shelf = Shelf({"a": 6, "b": 6}, budget=10)
+    app = shelf.app(models_wait_s=5)
+    scopes: list[anyio.CancelScope] = []
+
+    async def ask(id: str) -> None:
+        with anyio.CancelScope() as scope:
+            scopes.append(scope)
+            with await app.registry.acquire(id):
+                await anyio.sleep_forever()
+
+    async with serving(app) as client:
+        with await app.registry.acquire("a"):
+            async with anyio.create_task_group() as group:
+                for n, id in enumerate("ba", 1):  # the second waits since the first does
+                    group.start_soon(ask, id)
+                    await until(lambda n=n: len(app.registry._residency.tickets) == n)
+                for scope in scopes:
+                    scope.cancel()
+        assert (await post(client, "b")).status_code == 200
+        assert shelf.open == ["b"]
+
+
 async def test_an_engine_in_python_holds_its_model_as_requests_do() -> None:
     shelf = Shelf({"a": 6, "b": 6}, budget=10)
     app = shelf.app(models_wait_s=0.05)
@@ -499,7 +522,7 @@ def test_whoever_comes_and_goes_everybody_is_answered_within_the_budget(
             outcomes.append("left")
 
     async def run() -> None:
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
             async with anyio.create_task_group() as group:
                 for id, pause_s, held_s, patience_s in script:
                     group.start_soon(one, id, held_s, patience_s)

@@ -260,10 +260,8 @@ class Residency:
         return victims
 
     def _idle_until(self, resident: Resident) -> float:
-        stays = not resident.idle or resident.pinned or resident.idle_unload_s is None
-        if stays or any(ticket.id == resident.id for ticket in self.tickets):
+        if not resident.idle or resident.pinned or resident.idle_unload_s is None:
             return math.inf
-        assert resident.idle_unload_s is not None
         return resident.used_at + resident.idle_unload_s
 
     def _waits(self, ticket: Ticket) -> bool:
