@@ -33,10 +33,8 @@ lint: $(VENV)/.test
 types: $(VENV)/.test
 	$(BIN)/mypy
 
-# Models use every core, and wait for each other where they are not alone.
 tests: lint types $(CLIENTS)/.done
-	$(BIN)/python -m pytest -n 2 -m "not model"
-	$(BIN)/python -m pytest -m model
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -264,7 +264,8 @@ def test_what_is_cut_off_within_a_mark_is_no_content(found: ToolFormat, text: st
     options: dict[str, Any] = {"tool_format": found, "prompt": start_of(found)}
     whole = parse(text, **options)
     for end in range(len(text)):
-        message = parse_in_all_ways(text[:end], cut=True, **options)
+        message = parse(text[:end], cut=True, **options)
+        assert parse(list(text[:end]), cut=True, **options) == message
         # Of what is JSON all over a few characters may be an answer still.
         if not (found.alone and len(text[:end].strip()) < len('{"name"')):
             assert whole.content.startswith(message.content.rstrip())

@@ -15,7 +15,7 @@ import openai
 import pytest
 from pydantic import BaseModel, Field
 from test_input_grammar import LIST, PATCH, SUM
-from tool_calls import ADD, WEATHER, Matcher, tool
+from tool_calls import WEATHER, Matcher, tool
 
 import openai_local
 
@@ -23,9 +23,10 @@ pytestmark = [pytest.mark.model, pytest.mark.anyio]
 
 STRING, INTEGER, BOOLEAN = ({"type": kind} for kind in ("string", "integer", "boolean"))
 SHORT = {"type": "string", "maxLength": 12}
+# Bounded, so that a call ends within the tokens that it has, whatever a small model makes of it.
 TOOLS = [
-    WEATHER,
-    ADD,
+    tool("get_weather", city=SHORT, days={**INTEGER, "maximum": 9, "optional": True}),
+    tool("add", numbers={"type": "array", "items": {**INTEGER, "maximum": 99}, "maxItems": 4}),
     tool("now"),
     tool("set_light", room={"enum": ["kitchen", "hall"]}, on=BOOLEAN),
     tool("book", date={"type": "string", "format": "date"}, nights={**INTEGER, "maximum": 30}),
@@ -77,11 +78,14 @@ async def called(client: openai.AsyncOpenAI, asked: dict[str, Any]) -> list[tupl
     assert choice.finish_reason == "tool_calls", choice
     calls = [(c.function.name, c.function.arguments) for c in choice.message.tool_calls or ()]
     streamed: dict[int, list[str]] = {}
+    reason = None
     async for chunk in await client.chat.completions.create(stream=True, **asked):
+        reason = chunk.choices[0].finish_reason
         for part in chunk.choices[0].delta.tool_calls or ():
             assert part.function is not None
             call = streamed.setdefault(part.index, [part.function.name or "", ""])
             call[1] += part.function.arguments or ""
+    assert reason == "tool_calls"
     return calls + [(name, arguments) for name, arguments in streamed.values()]
 
 
@@ -150,7 +154,7 @@ async def test_a_custom_tools_input_is_always_of_its_grammar(smollm2: Path) -> N
             custom = {"name": name, "format": {"type": "grammar", "grammar": grammar}}
             asked = fields(name, tools=[{"type": "custom", "custom": custom}], temperature=1.2,
                            tool_choice={"type": "custom", "custom": {"name": name}})  # fmt: skip
-            for seed in range(4):
+            for seed in range(2):
                 completion = await client.chat.completions.create(**{**asked, "seed": seed})
                 (choice,) = completion.choices
                 (call,) = choice.message.tool_calls or ()

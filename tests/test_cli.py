@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -23,14 +24,22 @@ from openai_local.config import Settings
 
 def run(*args: str, stdin: str = "", **env: str) -> Result:
     variables = {name: None for name in os.environ if name.startswith("OPENAI_LOCAL_")}
-    return CliRunner().invoke(program, args, input=stdin, env={**variables, **env})
+    ours = logging.getLogger("openai_local")
+    before = (ours.handlers[:], ours.level, ours.propagate)
+    try:
+        return CliRunner().invoke(program, args, input=stdin, env={**variables, **env})
+    finally:  # `serve` sets up logging, for a process of its own
+        ours.handlers[:], ours.propagate = before[0], before[2]
+        ours.setLevel(before[1])
 
 
 def line_of(result: Result, status: int) -> str:
     """The one line of an error."""
     assert result.exit_code == status, result.output
     assert result.stdout == ""
-    (line,) = result.stderr.splitlines()
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1, result.stderr
+    (line,) = lines
     assert line.startswith("error: ")
     return line.removeprefix("error: ")
 

@@ -26,7 +26,7 @@ from openai_local.engine.embedder import EmbeddingJob
 from openai_local.engine.intake import Cancel, Submit
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(operations, machines)
 # A state is to be loaded into a slot from which another placement of the step still copies.
 @example(
@@ -81,7 +81,7 @@ def test_arbitrary_arrivals_and_cancellations_change_nobodys_text(
             assert np.allclose(np.linalg.norm(job.future.result(0), axis=1), 1)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     operations,
     machines,

@@ -251,8 +251,9 @@ async def test_closing_ends_the_timer_and_answers_those_who_wait_for_memory() ->
             await app.aclose()
     assert len(errors) == 1
     assert not shelf.open
-    names = [thread.name for thread in threading.enumerate()]
-    assert "models of openai_local" not in names
+    await until(
+        lambda: "models of openai_local" not in [thread.name for thread in threading.enumerate()]
+    )
     with pytest.raises(EngineStopped):
         await app.registry.get("b")
     app.registry.open()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
 import weakref
@@ -353,6 +354,11 @@ def _poster(worker_ref: Callable[[], Worker[Message] | None]) -> Callable[[Messa
 
 
 def _stop(worker: Worker[Message]) -> None:
+    """Of an engine that nobody has any more, or at the interpreter's exit."""
     worker.stop()
-    if not worker.join(STOP_TIMEOUT_S):
+    if threading.main_thread().is_alive():
+        # The garbage collector may call this on a thread that holds what the worker's end needs.
+        atexit.register(worker.join, STOP_TIMEOUT_S)
+        worker.died.add_done_callback(lambda _: atexit.unregister(worker.join))
+    elif not worker.join(STOP_TIMEOUT_S):
         logger.error("the engine's thread did not end within %.0f s", STOP_TIMEOUT_S)
