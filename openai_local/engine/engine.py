@@ -106,7 +106,7 @@ class Engine:
         )
         worker_ref = weakref.ref(self._worker)
         # Runs at the interpreter's exit too, before a thread in C code could crash it.
-        self._finalizer = weakref.finalize(self, _stop, self._worker)
+        self._finalizer = weakref.finalize(self, _abandon, self._worker)
 
     async def __aenter__(self) -> Engine:
         await self.ready()
@@ -290,7 +290,8 @@ class Engine:
             if not self._started:
                 self._started = True
                 self._shared.ready.set_exception(EngineStopped())
-        self._finalizer()
+        self._finalizer.detach()
+        _end(self._worker)
 
     def _check_process(self) -> None:
         if self._worker.forked:
@@ -353,12 +354,18 @@ def _poster(worker_ref: Callable[[], Worker[Message] | None]) -> Callable[[Messa
     return lambda message: worker.post(message) if (worker := worker_ref()) else None
 
 
-def _stop(worker: Worker[Message]) -> None:
-    """Of an engine that nobody has any more, or at the interpreter's exit."""
+def _abandon(worker: Worker[Message]) -> None:
+    """Of an engine that nobody has any more, on any thread; or at the interpreter's exit."""
+    if not threading.main_thread().is_alive():
+        _end(worker)
+        return
+    # The garbage collector may run on a thread that holds what the worker needs for its end.
     worker.stop()
-    if threading.main_thread().is_alive():
-        # The garbage collector may call this on a thread that holds what the worker's end needs.
-        atexit.register(worker.join, STOP_TIMEOUT_S)
-        worker.died.add_done_callback(lambda _: atexit.unregister(worker.join))
-    elif not worker.join(STOP_TIMEOUT_S):
+    atexit.register(worker.join, STOP_TIMEOUT_S)
+    worker.died.add_done_callback(lambda _: atexit.unregister(worker.join))
+
+
+def _end(worker: Worker[Message]) -> None:
+    worker.stop()
+    if not worker.join(STOP_TIMEOUT_S):
         logger.error("the engine's thread did not end within %.0f s", STOP_TIMEOUT_S)

@@ -59,9 +59,11 @@ class Portal:
     def close(self) -> None:
         """Cancel what runs, and end the thread. Safe to repeat."""
         with self._lock:
-            finalizer, self._finalizer, self._thread = self._finalizer, None, None
-        if finalizer is not None:
-            finalizer()
+            finalizer, thread = self._finalizer, self._thread
+            self._finalizer = self._thread = None
+        if finalizer is not None and thread is not None:
+            finalizer.detach()
+            thread.stop()
 
     def _started(self) -> _LoopThread:
         with self._lock:
@@ -70,7 +72,7 @@ class Portal:
                     self._finalizer.detach()
                 self._thread = _LoopThread(self._name)
                 # At the interpreter's exit, too. The thread knows nothing of who uses it.
-                self._finalizer = weakref.finalize(self, self._thread.stop)
+                self._finalizer = weakref.finalize(self, self._thread.abandon)
             return self._thread
 
 
@@ -93,12 +95,16 @@ class _LoopThread:
     def is_current(self) -> bool:
         return self._thread is threading.current_thread()
 
-    def stop(self) -> None:
+    def abandon(self) -> None:
+        """Of a portal that nobody has any more, on any thread; or at the interpreter's exit."""
+        self.stop(wait=not threading.main_thread().is_alive())
+
+    def stop(self, wait: bool = True) -> None:
         if self.pid != os.getpid():
             return
         with suppress(RuntimeError):  # the loop is closed
             self.loop.call_soon_threadsafe(self._stop.set)
-        if not self.is_current():
+        if wait and not self.is_current():
             self._thread.join(STOP_TIMEOUT_S)
 
 
