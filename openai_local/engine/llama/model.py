@@ -33,7 +33,7 @@ from openai_local.engine.llama.metadata import (
 from openai_local.engine.llama.sampler_chain import SamplerChains
 from openai_local.engine.llama.vocabulary import LlamaVocabulary
 from openai_local.engine.loading import Loading
-from openai_local.engine.machine import physical_cores
+from openai_local.engine.machine import physical_cores, release_memory
 from openai_local.engine.messages import ModelInfo, SamplingParams
 from openai_local.engine.sampler_steps import needs_chain
 
@@ -171,6 +171,7 @@ class LlamaBackend:
         model, self._model = self._model, None
         if model is not None:
             lib.llama_model_free(model)
+        release_memory()
 
     def _load_model(self, loading: Loading) -> Any:
         params = lib.llama_model_default_params()
