@@ -38,8 +38,8 @@ PERSON = {
     "additionalProperties": False,
 }
 MAX_SCHEMA_BYTES = 1500
-MAX_TOKENS = 80
-N_SCHEMAS = 60
+MAX_TOKENS = 64
+N_SCHEMAS = 54
 SECONDS = 60.0
 
 
