@@ -160,7 +160,7 @@ def test_the_default_is_the_first_file_or_the_one_that_is_named(
 ) -> None:
     assert app(folder).registry.default_id == "b"
     assert app(folder, default_model="sub/deep.q8_0").registry.default_id == "sub/deep.q8_0"
-    with pytest.raises(openai_local.models.registry.UnknownModel, match="'c'.* b, sub/deep"):
+    with pytest.raises(openai_local.models.errors.UnknownModel, match="'c'.* b, sub/deep"):
         _ = app(folder, default_model="c").registry.default_id
     with pytest.raises(NoModel, match="there is no GGUF file in"):
         _ = app(tmp_path_factory.mktemp("empty")).registry.default_id

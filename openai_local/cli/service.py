@@ -23,7 +23,7 @@ from openai_local.inprocess.portal import Portal
 from openai_local.inprocess.transports import sync_transport
 from openai_local.models import registry
 from openai_local.models.errors import UnknownModel
-from openai_local.models.registry import Lease
+from openai_local.models.lease import Lease
 
 PROGRESS_S = 0.2
 IN_PROCESS = "http://in-process/v1"

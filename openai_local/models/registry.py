@@ -9,17 +9,17 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from openai_local.config import Settings, Use
 from openai_local.engine import Engine, EngineConfig, EngineStopped, ModelLoadFailed
 from openai_local.engine.bridge import in_thread, wait
 from openai_local.engine.machine import free_memory
+from openai_local.models.alarm import Alarm
 from openai_local.models.catalog import Catalog, ModelSpec
 from openai_local.models.errors import (
     FailedLately,
@@ -29,10 +29,10 @@ from openai_local.models.errors import (
     WrongUse,
 )
 from openai_local.models.footprint import Measure, within
+from openai_local.models.lease import Lease, release_at_once
 from openai_local.models.loads import Load, LoadedModel, OpenEngine
 from openai_local.models.residency import Need, Phase, Residency, Resident, Ticket
-
-__all__ = ["Lease", "LoadedModel", "ModelState", "Registry", "Trouble", "UnknownModel"]
+from openai_local.models.state import ModelState, Trouble
 
 logger = logging.getLogger(__name__)
 
@@ -45,47 +45,6 @@ MAX_BACK_OFF_S = 60.0
 # Of what is free when the first model loads, where there are several and no models_memory.
 MEMORY_SHARE = 0.75
 MIB = 1 << 20
-
-Value = Literal["unloaded", "waiting", "downloading", "loading", "loaded", "unloading", "failed"]
-
-
-@dataclass(frozen=True, slots=True)
-class Trouble:
-    """Why requests would not be served now; ``code`` names it for programs."""
-
-    code: str
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class ModelState:
-    """What is of a model now; ``progress`` of its download or load is from 0 to 1."""
-
-    value: Value
-    progress: float = 0.0
-    error: str | None = None
-
-
-class Lease:
-    """While it is held, the model stays loaded. To be released from any thread, or dropped."""
-
-    def __init__(self, model: LoadedModel, release: Callable[[], None]) -> None:
-        self.model = model
-        self._release: Callable[[], None] | None = release
-
-    def __enter__(self) -> LoadedModel:
-        return self.model
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.release()
-
-    def release(self) -> None:
-        release, self._release = self._release, None
-        if release is not None:
-            release()
-
-    def __del__(self) -> None:
-        self.release()
 
 
 @dataclass(slots=True, eq=False)
@@ -161,8 +120,9 @@ class Registry:
         self._residency = Residency(settings.models_memory or math.inf)
         self._shares = settings.models_memory is None and self._catalog.several
         self._entries: dict[str, _Entry] = {}
-        self._timer: threading.Timer | None = None
-        self._timer_at = math.inf
+        # It must not keep an abandoned registry alive.
+        registry = weakref.ref(self)
+        self._alarm = Alarm("models of openai_local", lambda: _tick(registry))
 
     @property
     def default_id(self) -> str:
@@ -306,7 +266,7 @@ class Registry:
         outbox = _Outbox()
         with self._locked():
             self._closed = True
-            self._set_timer(math.inf)
+            self._alarm.cancel()
             outbox.refuse(self._residency.withdraw_all(), EngineStopped())
             entries = self._entries.values()
             loads = [entry.load for entry in entries if entry.load is not None]
@@ -400,7 +360,7 @@ class Registry:
         for id in {ticket.id for ticket in residency.tickets}:
             if residency.lacks_need(id):
                 self._prepare(self._entries[id], outbox)
-        self._set_timer(residency.next_change_at(self._settings.models_wait_s))
+        self._alarm.set(residency.next_change_at(self._settings.models_wait_s))
 
     def _prepare(self, entry: _Entry, outbox: _Outbox) -> None:
         """Find the file and what it takes: on a thread, since that may take long. Not a daemon:
@@ -517,7 +477,7 @@ class Registry:
             if entry.n_deaths == 1:
                 logger.warning("the engine of %s died: loading it again", resident.id)
                 nobody = _Waiter(resident.id, time.monotonic())
-                nobody.lease.add_done_callback(_release_at_once)
+                nobody.lease.add_done_callback(release_at_once)
                 self._residency.ask(nobody)
 
     def _unload(self, resident: Resident, why: str) -> None:
@@ -536,27 +496,11 @@ class Registry:
         with self._change():
             if self._residency.withdraw(waiter):
                 return
-        waiter.lease.add_done_callback(_release_at_once)
-
-    def _set_timer(self, at: float) -> None:
-        """Look again at that time. An earlier timer will set the next."""
-        if at >= self._timer_at and at < math.inf:
-            return
-        if self._timer is not None and (at < self._timer_at or self._closed):
-            self._timer.cancel()
-            self._timer, self._timer_at = None, math.inf
-        if at == math.inf:
-            return
-        delay_s = max(0.0, at - time.monotonic())
-        timer = threading.Timer(delay_s, _tick, (weakref.ref(self),))
-        timer.name, timer.daemon = "models of openai_local", True
-        with suppress(RuntimeError):  # no thread can be started any more
-            timer.start()
-            self._timer, self._timer_at = timer, at
+        waiter.lease.add_done_callback(release_at_once)
 
     def _time_has_come(self) -> None:
         with self._change() as outbox:
-            self._timer, self._timer_at = None, math.inf
+            self._alarm.rang()
             now, wait_s = time.monotonic(), self._settings.models_wait_s
             for resident in self._residency.expire(now):
                 self._unload(resident, f"after {resident.idle_unload_s:g} s without use")
@@ -568,11 +512,6 @@ class Registry:
 def _tick(registry: weakref.ref[Registry]) -> None:
     if (alive := registry()) is not None:
         alive._time_has_come()
-
-
-def _release_at_once(lease: Future[Lease]) -> None:
-    if lease.exception() is None:
-        lease.result().release()
 
 
 def _is_alive(loaded: LoadedModel | None) -> bool:
