@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -117,15 +116,3 @@ def _text(path: Path) -> str:
 def _number(path: Path) -> int | None:
     text = _text(path).strip()
     return int(text) if text.lstrip("-").isdigit() else None
-
-
-def release_memory() -> None:
-    """What was freed goes back to the system.
-
-    glibc keeps it, for every thread that there was: 100 loads of a small model left 244 MiB.
-    """
-    try:
-        trim = ctypes.CDLL(None).malloc_trim
-    except (AttributeError, OSError, TypeError):  # another libc, another system
-        return
-    trim(0)

@@ -17,6 +17,7 @@ from openai_local.engine.config import EngineConfig
 from openai_local.engine.draw import make_draw
 from openai_local.engine.errors import EngineStopped, ModelLoadFailed
 from openai_local.engine.gguf_check import read_checked
+from openai_local.engine.heap import release_memory
 from openai_local.engine.llama.batch import CBatch, decode, view
 from openai_local.engine.llama.context import measure_cost, new_context, plan_layout
 from openai_local.engine.llama.embedding import LlamaEmbedding
@@ -33,7 +34,7 @@ from openai_local.engine.llama.metadata import (
 from openai_local.engine.llama.sampler_chain import SamplerChains
 from openai_local.engine.llama.vocabulary import LlamaVocabulary
 from openai_local.engine.loading import Loading
-from openai_local.engine.machine import physical_cores, release_memory
+from openai_local.engine.machine import physical_cores
 from openai_local.engine.messages import ModelInfo, SamplingParams
 from openai_local.engine.sampler_steps import needs_chain
 
