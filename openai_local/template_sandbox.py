@@ -7,10 +7,11 @@ what it can build. It may change lists that it made itself: those of the caller 
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, NoReturn
 
 import jinja2
 import jinja2.meta
@@ -40,7 +41,7 @@ class TemplateTooSlow(TemplateError):
 
 
 class CompiledTemplate:
-    """A template's code. Rendering makes an environment of its own, so threads may share it."""
+    """A template's code. Each thread renders in an environment of its own, so they may share it."""
 
     def __init__(self, source: str) -> None:
         """Raises TemplateError if it does not compile."""
@@ -53,16 +54,15 @@ class CompiledTemplate:
             self._code = environment.compile(_Bounded().visit(tree))
         except (jinja2.TemplateError, RecursionError) as error:
             raise TemplateError(f"the chat template does not compile: {error}") from None
+        self._own = threading.local()
 
     def render(self, context: Mapping[str, Any]) -> str:
         """Raises TemplateError, with the template's own words where it refused."""
-        environment = _Sandbox()
-        environment.deadline = time.monotonic() + MAX_RENDER_S
-        environment.protect(context)
+        template, environment = self._thread_template()
+        environment.begin(context)
         parts: list[str] = []
         size = 0
         try:
-            template = jinja2.Template.from_code(environment, self._code, environment.globals)
             for part in template.generate(context):
                 environment.check()
                 size += len(part)
@@ -74,6 +74,15 @@ class CompiledTemplate:
         except Exception as error:
             raise TemplateError(f"the chat template refused the messages: {error}") from None
         return "".join(parts)
+
+    def _thread_template(self) -> tuple[jinja2.Template, _Sandbox]:
+        """This thread's. One for each rendering would be left to the garbage collector."""
+        if not hasattr(self._own, "pair"):
+            environment = _Sandbox()
+            template = jinja2.Template.from_code(environment, self._code, environment.globals)
+            self._own.pair = template, environment
+        pair: tuple[jinja2.Template, _Sandbox] = self._own.pair
+        return pair
 
 
 class _Bounded(NodeTransformer):
@@ -127,6 +136,17 @@ class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         )
         self.filters["tojson"] = _tojson
 
+    def begin(self, context: Mapping[str, Any]) -> None:
+        """A rendering, which must end in time and leave the lists of ``context`` as they are."""
+        self.deadline = time.monotonic() + MAX_RENDER_S
+        self._protected.clear()
+        self._protect(context)
+
+    def handle_exception(self, source: str | None = None) -> NoReturn:
+        # Jinja's own makes a traceback in the template's lines, which nobody reads, and whose
+        # frames keep what all callers had until the garbage collector comes.
+        raise
+
     def check(self) -> None:
         if time.monotonic() > self.deadline:
             raise TemplateTooSlow
@@ -137,15 +157,15 @@ class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
             raise TemplateError("the chat template makes too large a value")
         return "".join(texts)
 
-    def protect(self, value: Any) -> None:
+    def _protect(self, value: Any) -> None:
         """Lists within ``value`` stay as they are. The caller keeps it alive."""
         if isinstance(value, Mapping):
             for item in value.values():
-                self.protect(item)
+                self._protect(item)
         elif isinstance(value, list):
             self._protected.add(id(value))
             for item in value:
-                self.protect(item)
+                self._protect(item)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         if type(obj) is list and attr in _LIST_CHANGES:

@@ -73,6 +73,22 @@ class _Shared:
         self.core: EngineCore | None = None
         self.vocabulary: Vocabulary | None = None
         self.constraints: ConstraintCompiler | None = None
+        self._last = EngineMetrics()
+
+    def metrics(self) -> EngineMetrics:
+        core = self.core
+        return self._last if core is None else core.metrics()
+
+    @property
+    def n_ended(self) -> int:
+        core = self.core
+        return self._last.requests_ended_total if core is None else core.n_ended
+
+    def end(self) -> None:
+        """Keep what was counted, and let all else go: callers may keep the door for long."""
+        if self.core is not None:
+            self._last = self.core.metrics()
+        self.core = self.constraints = self.loading = None
 
 
 class Engine:
@@ -105,6 +121,7 @@ class Engine:
             lambda: _open(config, open_backend, shared, worker_ref),
         )
         worker_ref = weakref.ref(self._worker)
+        self._worker.died.add_done_callback(lambda _: shared.end())
         # Runs at the interpreter's exit too, before a thread in C code could crash it.
         self._finalizer = weakref.finalize(self, _abandon, self._worker)
 
@@ -150,7 +167,7 @@ class Engine:
     @property
     def info(self) -> ModelInfo:
         """Of the loaded model. Raises EngineStopped before."""
-        if self._shared.core is None or not self._shared.ready.done():
+        if self._shared.vocabulary is None or not self._shared.ready.done():
             raise EngineStopped
         return self._shared.ready.result(0)
 
@@ -217,7 +234,7 @@ class Engine:
         generation = bridge.Generation(self._cancel)
         with self._lock:
             # What the engine has counted as ended is never more than what was submitted here.
-            n_unfinished = self._n_submitted - self._n_ended
+            n_unfinished = self._n_submitted - self._shared.n_ended
             if n_unfinished >= self.n_unfinished_max:
                 raise QueueFull(n_unfinished, self.n_unfinished_max)
             if not self._worker.post(Submit(generation, request)):
@@ -265,13 +282,7 @@ class Engine:
 
     def metrics(self) -> EngineMetrics:
         """A snapshot of the counters; all zero before the model is loaded."""
-        core = self._shared.core
-        return EngineMetrics() if core is None else core.metrics()
-
-    @property
-    def _n_ended(self) -> int:
-        core = self._shared.core
-        return 0 if core is None else core.n_ended
+        return self._shared.metrics()
 
     def stop(self) -> None:
         """Ask the thread to end, without waiting for it."""

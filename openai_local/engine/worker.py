@@ -132,6 +132,7 @@ class Worker(Generic[Message]):
             work.close(self._finish())
         except Exception:
             logger.exception("%s did not close", self._name)
+        del work  # whoever is told of the end finds all of it gone
         self.died.set_result(died)
 
     def _finish(self) -> list[Message]:

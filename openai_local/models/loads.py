@@ -75,7 +75,7 @@ class Load:
             self._done(self._reason(error))
             _end(self._ended, self._over, False)
             return
-        ready.add_done_callback(lambda ready: self._finish(engine, ready))
+        ready.add_done_callback(_once(lambda ready: self._finish(engine, ready)))
         ended, over = self._ended, self._over
         # The thread must not keep an abandoned engine alive, so it knows these, not self.
         engine.on_end(lambda died: _end(ended, over, died))
@@ -133,6 +133,12 @@ class Load:
         except TemplateError as error:
             return None, str(error)
         return template, ""
+
+
+def _once(callback: Callable[[Future[ModelInfo]], None]) -> Callable[[Future[ModelInfo]], None]:
+    """A future keeps its callbacks for good, and this one has the engine that has the future."""
+    left = [callback]
+    return lambda ready: left.pop()(ready)
 
 
 def _end(ended: Callable[[bool], None], over: Future[None], died: bool) -> None:
