@@ -20,7 +20,7 @@ from shelf import MIB, Shelf
 import openai_local
 from openai_local.application import Application
 from openai_local.engine import EngineStopped, ModelLoadFailed
-from openai_local.models import registry
+from openai_local.models import entry, registry
 from openai_local.models.errors import ModelTooLarge
 from openai_local.models.session import Session
 
@@ -287,15 +287,15 @@ async def test_a_failed_load_tells_why_to_who_asked_and_poisons_nothing() -> Non
 async def test_after_a_load_that_failed_late_the_next_is_not_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(registry, "SLOW_FAILURE_S", 0)
-    monkeypatch.setattr(registry, "BACK_OFF", 1e9)
+    monkeypatch.setattr(entry, "SLOW_FAILURE_S", 0)
+    monkeypatch.setattr(entry, "BACK_OFF", 1e9)
     shelf = Shelf({"bad": 4, "a": 4})
     shelf.broken.add("bad")
     async with serving(shelf.app()) as client:
         await post(client, "bad")
         refused = await post(client, "bad")
         assert (await post(client, "a")).status_code == 200
-        monkeypatch.setattr(registry, "MAX_BACK_OFF_S", 0)
+        monkeypatch.setattr(entry, "MAX_BACK_OFF_S", 0)
         again = await post(client, "bad")
     assert refused.json()["error"]["code"] == "model_load_failed"
     assert "it is broken" in refused.json()["error"]["message"]

@@ -9,18 +9,18 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from openai_local.config import Settings, Use
-from openai_local.engine import Engine, EngineConfig, EngineStopped, ModelLoadFailed
+from openai_local.engine import Engine, EngineStopped, ModelLoadFailed
 from openai_local.engine.bridge import in_thread, wait
 from openai_local.engine.machine import free_memory
 from openai_local.models.alarm import Alarm
 from openai_local.models.catalog import Catalog, ModelSpec
+from openai_local.models.entry import Entry, Failure
 from openai_local.models.errors import (
     FailedLately,
     ModelsBusy,
@@ -31,73 +31,16 @@ from openai_local.models.errors import (
 from openai_local.models.footprint import Measure, within
 from openai_local.models.lease import Lease, release_at_once
 from openai_local.models.loads import Load, LoadedModel, OpenEngine
-from openai_local.models.residency import Need, Phase, Residency, Resident, Ticket
+from openai_local.models.outbox import Outbox, Waiter
+from openai_local.models.preparing import prepare
+from openai_local.models.residency import Need, Phase, Residency, Resident
 from openai_local.models.state import ModelState, Trouble
 
 logger = logging.getLogger(__name__)
 
-# An engine that dies again sooner after its load is loaded by the next request only.
-MIN_LIFE_S = 60.0
-# A load that failed after so long is not tried again for so many times as long.
-SLOW_FAILURE_S = 1.0
-BACK_OFF = 4
-MAX_BACK_OFF_S = 60.0
 # Of what is free when the first model loads, where there are several and no models_memory.
 MEMORY_SHARE = 0.75
 MIB = 1 << 20
-
-
-@dataclass(slots=True, eq=False)
-class _Waiter(Ticket):
-    lease: Future[Lease] = field(default_factory=Future)
-
-
-@dataclass(slots=True)
-class _Failure:
-    error: Exception
-    took_s: float
-    at: float
-
-    def retry_in_s(self, now: float) -> float:
-        if self.took_s < SLOW_FAILURE_S:
-            return 0.0
-        return self.at + min(BACK_OFF * self.took_s, MAX_BACK_OFF_S) - now
-
-
-@dataclass(slots=True)
-class _Entry:
-    """What is known of a model beside its memory."""
-
-    spec: ModelSpec
-    preparing: Future[None] | None = None
-    config: EngineConfig | None = None
-    load: Load | None = None
-    loaded: LoadedModel | None = None
-    began_s: float = 0.0  # of the load
-    loaded_s: float = 0.0
-    n_deaths: int = 0
-    died: bool = False  # and was not loaded since
-    failure: _Failure | None = None
-
-
-@dataclass(slots=True)
-class _Outbox:
-    """What is to be done once the lock is free, since it calls what others gave."""
-
-    leases: list[tuple[_Waiter, Lease]] = field(default_factory=list)
-    errors: list[tuple[_Waiter, Exception]] = field(default_factory=list)
-    loads: list[Load] = field(default_factory=list)
-
-    def refuse(self, waiters: Iterable[Ticket], error: Exception) -> None:
-        self.errors += [(waiter, error) for waiter in waiters if isinstance(waiter, _Waiter)]
-
-    def send(self) -> None:
-        for load in self.loads:
-            load.start()
-        for waiter, lease in self.leases:
-            waiter.lease.set_result(lease)
-        for waiter, error in self.errors:
-            waiter.lease.set_exception(error)
 
 
 class Registry:
@@ -119,7 +62,7 @@ class Registry:
         self._catalog = Catalog(settings)
         self._residency = Residency(settings.models_memory or math.inf)
         self._shares = settings.models_memory is None and self._catalog.several
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[str, Entry] = {}
         # It must not keep an abandoned registry alive.
         registry = weakref.ref(self)
         self._alarm = Alarm("models of openai_local", lambda: _tick(registry))
@@ -158,21 +101,10 @@ class Registry:
         """What is of a model now."""
         with self._locked():
             entry = self._entries.get(id)
-            resident = self._residency.residents.get(id)
+            if entry is None:
+                return ModelState("unloaded")
             waiting = any(ticket.id == id for ticket in self._residency.tickets)
-            if resident is not None and resident.phase is Phase.READY:
-                return ModelState("loaded", 1.0)
-            if resident is not None and resident.phase is Phase.LOADING:
-                progress = entry.load.progress if entry is not None and entry.load else 0.0
-                return ModelState("loading", progress)
-            if entry is not None and entry.preparing is not None:
-                share = entry.spec.downloaded
-                return ModelState("loading") if share is None else ModelState("downloading", share)
-            if waiting:
-                return ModelState("waiting")
-            if entry is not None and entry.failure is not None:
-                return ModelState("failed", error=str(entry.failure.error))
-            return ModelState("unloaded" if resident is None else "unloading")
+            return entry.state(self._residency.residents.get(id), waiting)
 
     def trouble(self) -> Trouble | None:
         """What keeps a model from serving without which the application is not ready; None if all
@@ -185,7 +117,7 @@ class Registry:
                 return Trouble("model_load_failed", state.error)
             with self._locked():
                 entry = self._entries.get(spec.id)
-                dead = entry is not None and (entry.died or _is_dead(entry.loaded))
+                dead = entry is not None and (entry.died or entry.is_dead)
             if dead:
                 return Trouble("engine_stopped", f"the engine of {spec.id!r} is stopped")
         return None
@@ -212,7 +144,7 @@ class Registry:
         spec = self._catalog.find(name)
         with self._locked():
             entry = self._entries.get(spec.id)
-            return entry.loaded if entry is not None and _is_alive(entry.loaded) else None
+            return entry.usable if entry is not None else None
 
     async def get(self, name: str) -> LoadedModel:
         """The model, loaded if need be, as :meth:`acquire` does; it is not held."""
@@ -227,8 +159,8 @@ class Registry:
         with self._locked():
             resident = self._residency.ready(spec.id)
             entry = self._entries.get(spec.id)
-            loaded = entry.loaded if entry is not None else None
-            if self._closed or resident is None or loaded is None or not _is_alive(loaded):
+            loaded = entry.usable if entry is not None else None
+            if self._closed or resident is None or loaded is None:
                 return None
             self._residency.lease(resident, time.monotonic())
             return self._lease(resident, loaded)
@@ -247,7 +179,7 @@ class Registry:
             await self._scan()
         spec = self._spec(name, use)
         now = time.monotonic()
-        waiter = _Waiter(spec.id, now)
+        waiter = Waiter(spec.id, now)
         with self._change():
             if self._closed:
                 raise EngineStopped
@@ -263,7 +195,7 @@ class Registry:
 
     async def aclose(self) -> None:
         """Stop all engines and free all models; those who wait get EngineStopped."""
-        outbox = _Outbox()
+        outbox = Outbox()
         with self._locked():
             self._closed = True
             self._alarm.cancel()
@@ -291,8 +223,8 @@ class Registry:
             raise WrongUse(spec.id, spec.use)
         return spec
 
-    def _entry(self, spec: ModelSpec) -> _Entry:
-        entry = self._entries.setdefault(spec.id, _Entry(spec))
+    def _entry(self, spec: ModelSpec) -> Entry:
+        entry = self._entries.setdefault(spec.id, Entry(spec))
         entry.spec = spec  # its file may be another by now
         return entry
 
@@ -308,9 +240,9 @@ class Registry:
         return Lease(loaded, lambda: self._release(resident))
 
     @contextmanager
-    def _change(self) -> Iterator[_Outbox]:
+    def _change(self) -> Iterator[Outbox]:
         """With the lock, change something; then do what follows from it."""
-        outbox = _Outbox()
+        outbox = Outbox()
         with self._locked():
             yield outbox
             self._settle(outbox)
@@ -328,7 +260,7 @@ class Registry:
         """Leases that were released. Does not wait for the lock: a lease may be released wherever
         the garbage collector runs, and whoever has the lock comes here when it is free."""
         while self._released and self._lock.acquire(blocking=False):
-            outbox = _Outbox()
+            outbox = Outbox()
             try:
                 while self._released:
                     self._residency.release(self._released.popleft(), time.monotonic())
@@ -337,18 +269,18 @@ class Registry:
                 self._lock.release()
             outbox.send()
 
-    def _settle(self, outbox: _Outbox) -> None:
+    def _settle(self, outbox: Outbox) -> None:
         if self._closed:
             return
         residency, now = self._residency, time.monotonic()
         for resident in list(residency.residents.values()):
             # It has died, and its end will be told; until then nobody gets it.
-            if resident.phase is Phase.READY and _is_dead(self._entries[resident.id].loaded):
+            if resident.phase is Phase.READY and self._entries[resident.id].is_dead:
                 residency.leave(resident)
         decisions = residency.settle(now)
         for ticket, resident in decisions.grants:
             loaded = self._entries[resident.id].loaded
-            assert loaded is not None and isinstance(ticket, _Waiter)
+            assert loaded is not None and isinstance(ticket, Waiter)
             outbox.leases.append((ticket, self._lease(resident, loaded)))
         for ticket, need in decisions.refusals:
             most = int(residency.most(ticket.id))
@@ -362,7 +294,7 @@ class Registry:
                 self._prepare(self._entries[id], outbox)
         self._alarm.set(residency.next_change_at(self._settings.models_wait_s))
 
-    def _prepare(self, entry: _Entry, outbox: _Outbox) -> None:
+    def _prepare(self, entry: Entry, outbox: Outbox) -> None:
         """Find the file and what it takes: on a thread, since that may take long. Not a daemon:
         the interpreter waits for it rather than crash in C code."""
         if entry.preparing is not None:
@@ -378,22 +310,15 @@ class Registry:
             waiters = self._residency.withdraw_all(entry.spec.id)
             outbox.refuse(waiters, ModelLoadFailed(Path(entry.spec.id), str(error)))
 
-    def _find_need(self, entry: _Entry, prepared: Future[None]) -> None:
+    def _find_need(self, entry: Entry, prepared: Future[None]) -> None:
         began, spec = time.monotonic(), entry.spec
         outcome: Need | Exception
         try:
-            path = spec.find(lambda: self._closed)
-            config = self._settings.engine(path, spec.table)
-            n_bytes, budget = 0, self._budget()
-            if budget < math.inf:
-                config, n_bytes = self._measure(config, int(budget))
-            idle_unload_s = self._settings.option("idle_unload_s", spec.table)
-            outcome = Need(n_bytes, spec.pinned, idle_unload_s)
-            entry.config = config
+            entry.config, outcome = prepare(
+                spec, self._settings, self._measure, self._budget(), lambda: self._closed
+            )
         except Exception as error:
             outcome = error
-            if isinstance(error, OSError):
-                outcome = ModelLoadFailed(Path(spec.id), str(error))
         with self._change() as outbox:
             entry.preparing = None
             took_s = time.monotonic() - began
@@ -448,17 +373,16 @@ class Registry:
             if self._closed and isinstance(outcome, LoadedModel):
                 outcome = EngineStopped()
             if isinstance(outcome, LoadedModel):
-                entry.loaded, entry.failure, entry.died = outcome, None, False
-                entry.loaded_s = now
+                entry.succeed(outcome, now)
                 self._residency.loaded(resident, now)
                 logger.info("%s is loaded, in %.1f s", resident.id, now - entry.began_s)
             else:
                 self._residency.leave(resident)
                 self._fail(entry, outcome, now - entry.began_s, outbox)
 
-    def _fail(self, entry: _Entry, error: Exception, took_s: float, outbox: _Outbox) -> None:
+    def _fail(self, entry: Entry, error: Exception, took_s: float, outbox: Outbox) -> None:
         if not isinstance(error, EngineStopped):
-            entry.failure = _Failure(error, took_s, time.monotonic())
+            entry.failure = Failure(error, took_s, time.monotonic())
             logger.warning("%s is not loaded: %s", entry.spec.id, error)
         outbox.refuse(self._residency.withdraw_all(entry.spec.id), error)
 
@@ -466,17 +390,10 @@ class Registry:
         """All memory is free. Who died is loaded again, so that readiness comes back without a
         request."""
         with self._change():
-            entry = self._entries[resident.id]
             self._residency.gone(resident)
-            entry.load = entry.loaded = None
-            if not died or self._closed:
-                return
-            entry.died = True
-            dies_at_once = time.monotonic() - entry.loaded_s < MIN_LIFE_S
-            entry.n_deaths = entry.n_deaths + 1 if dies_at_once else 1
-            if entry.n_deaths == 1:
+            if self._entries[resident.id].end(died and not self._closed, time.monotonic()):
                 logger.warning("the engine of %s died: loading it again", resident.id)
-                nobody = _Waiter(resident.id, time.monotonic())
+                nobody = Waiter(resident.id, time.monotonic())
                 nobody.lease.add_done_callback(release_at_once)
                 self._residency.ask(nobody)
 
@@ -491,7 +408,7 @@ class Registry:
         self._released.append(resident)
         self._take_back()
 
-    def _leave(self, waiter: _Waiter) -> None:
+    def _leave(self, waiter: Waiter) -> None:
         """Nobody waits any more; what was given just now is given back."""
         with self._change():
             if self._residency.withdraw(waiter):
@@ -512,11 +429,3 @@ class Registry:
 def _tick(registry: weakref.ref[Registry]) -> None:
     if (alive := registry()) is not None:
         alive._time_has_come()
-
-
-def _is_alive(loaded: LoadedModel | None) -> bool:
-    return loaded is not None and loaded.engine.alive
-
-
-def _is_dead(loaded: LoadedModel | None) -> bool:
-    return loaded is not None and not loaded.engine.alive
