@@ -6,13 +6,13 @@ The life of a request:
 
 1. ``routes/`` reads the body into the endpoint's type, or answers 400 naming what is wrong;
 2. ``models/`` finds the model that ``model`` names and has it loaded, once, on first use;
-3. ``chat_template.py`` renders the messages with the model's own template, in a sandbox;
+3. ``chat/template.py`` renders the messages with the model's own template, in a sandbox;
 4. ``api/generation.py`` tokenises and submits one generation a choice to the engine;
 5. ``engine/worker.py`` hands it to the model's one thread through an inbox;
 6. ``engine/scheduler.py`` picks each step's tokens: every running sequence's, then prompt chunks;
 7. ``engine/llama/`` decodes them with llama.cpp; ``engine/text.py`` makes text of the tokens;
 8. ``engine/bridge.py`` wakes the event loop once a step with all that the step made;
-9. ``chat_parser.py`` takes thoughts and calls out of a chat's text, the endpoint makes chunks of
+9. ``chat/parser.py`` takes thoughts and calls out of a chat's text, the endpoint makes chunks of
    all that, ``routes/sse.py`` sends them, or they are folded to one.
 
 Python code goes by ``inprocess/`` in place of ``routes/``, to the same ``api/``.

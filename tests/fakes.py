@@ -16,9 +16,9 @@ from openai_local.application import Application
 from openai_local.config import load_settings
 from openai_local.engine import Engine, EngineConfig
 from openai_local.engine.backend import State
-from openai_local.engine.disk_cache import DiskMetrics
-from openai_local.engine.disk_index import DiskEntry, DiskIndex, Match
-from openai_local.engine.state_file import digest, pack
+from openai_local.engine.cache.disk_cache import DiskMetrics
+from openai_local.engine.cache.disk_index import DiskEntry, DiskIndex, Match
+from openai_local.engine.cache.state_file import digest, pack
 from openai_local.testing.backend import (
     TEMPLATE,
     FakeBackend,

@@ -24,11 +24,10 @@ from openai_local.engine import (
     SamplingParams,
     TextDelta,
     admission,
-    fetches,
     kv_memory,
-    prefix_cache,
 )
-from openai_local.engine.constraints import ConstraintCompiler
+from openai_local.engine.cache import fetches, prefix_cache
+from openai_local.engine.constraints.compiler import ConstraintCompiler
 from openai_local.engine.embedder import EmbeddingJob
 from openai_local.engine.intake import Cancel, Submit
 from openai_local.engine.sequence import Status

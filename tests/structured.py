@@ -14,7 +14,7 @@ from fakes import FakeVocabulary
 from hypothesis import assume
 
 from openai_local.engine import ConstraintUnsupported, InvalidConstraint
-from openai_local.engine.constraints import Compiled, ConstraintCompiler
+from openai_local.engine.constraints.compiler import Compiled, ConstraintCompiler
 from openai_local.engine.messages import Constraint, ConstraintKind
 
 BENCH = Path(__file__).parents[2] / "shared" / "jsonschemabench" / "sample.jsonl"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from machines import Machine, machines, options, told, undisturbed
 
 from openai_local.engine import Constraint, GenerationRequest, admission
-from openai_local.engine.constraints import ConstraintCompiler
+from openai_local.engine.constraints.compiler import ConstraintCompiler
 from openai_local.engine.intake import Cancel
 
 

@@ -11,7 +11,7 @@ import pytest
 from clients import MESSAGES, MODEL, OpenRequest, events_of, serving
 from fakes import FakeBackend, fake_app, spelling
 
-from openai_local.engine.constraints import ConstraintCompiler
+from openai_local.engine.constraints.compiler import ConstraintCompiler
 
 pytestmark = pytest.mark.anyio
 

@@ -10,14 +10,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tool_calls import ADD, TOOLS, WEATHER, Message, fold, parse, parse_in_all_ways, tool
 
-from openai_local.chat_parser import ChatParser, ContentDelta, ToolCallArguments, ToolCallStart
-from openai_local.reasoning_format import ReasoningFormat
-from openai_local.tool_formats import ToolFormat, gemma, granite, harmony, hermes, lfm2, minimax_m3
-from openai_local.tool_formats.arguments import TaggedArguments
-from openai_local.tool_formats.cursor import Cursor, Slot
-from openai_local.tool_formats.functionary import FORMAT as FUNCTIONARY
-from openai_local.tool_formats.json_reader import JsonKeys
-from openai_local.tool_formats.layout import CallLayout
+from openai_local.chat.parser import ChatParser, ContentDelta, ToolCallArguments, ToolCallStart
+from openai_local.chat.reasoning import ReasoningFormat
+from openai_local.chat.tool_formats import (
+    ToolFormat,
+    gemma,
+    granite,
+    harmony,
+    hermes,
+    lfm2,
+    minimax_m3,
+)
+from openai_local.chat.tool_formats.arguments import TaggedArguments
+from openai_local.chat.tool_formats.cursor import Cursor, Slot
+from openai_local.chat.tool_formats.functionary import FORMAT as FUNCTIONARY
+from openai_local.chat.tool_formats.json_reader import JsonKeys
+from openai_local.chat.tool_formats.layout import CallLayout
 
 THINK = ReasoningFormat("<think>", "</think>")
 HERMES = hermes.FORMAT

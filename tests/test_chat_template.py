@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openai_local.chat_template import ChatTemplate, Segment, TemplateError
-from openai_local.template_sandbox import CompiledTemplate, TemplateTooSlow
+from openai_local.chat.sandbox import CompiledTemplate, TemplateTooSlow
+from openai_local.chat.template import ChatTemplate, Segment, TemplateError
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -59,13 +59,13 @@ def test_the_templates_own_refusal_is_told() -> None:
     ],
 )
 def test_a_hostile_template_is_stopped(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("openai_local.template_sandbox.MAX_RENDER_S", 0.2)
+    monkeypatch.setattr("openai_local.chat.sandbox.MAX_RENDER_S", 0.2)
     with pytest.raises(TemplateError):
         ChatTemplate(source).render([])
 
 
 def test_a_template_that_runs_too_long_is_not_probed_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("openai_local.template_sandbox.MAX_RENDER_S", 0.05)
+    monkeypatch.setattr("openai_local.chat.sandbox.MAX_RENDER_S", 0.05)
     renders = []
     render = CompiledTemplate.render
 

@@ -13,9 +13,10 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from structured import accepts, bench_schemas, check_values, compiled, compiler, judge
 
-from openai_local.engine import Constraint, ConstraintUnsupported, InvalidConstraint, constraints
-from openai_local.engine.constraints import Compiled
-from openai_local.engine.json_schema import MAX_SUBSCHEMAS
+from openai_local.engine import Constraint, ConstraintUnsupported, InvalidConstraint
+from openai_local.engine.constraints import compiler as compiling
+from openai_local.engine.constraints.compiler import Compiled
+from openai_local.engine.constraints.json_schema import MAX_SUBSCHEMAS
 
 OPEN = {"type": "object", "properties": {"a": {"type": "integer"}}}
 
@@ -361,7 +362,7 @@ def test_what_is_beyond_llguidances_limits_is_refused_before_it_runs(kind: Any, 
 
 
 def test_what_was_compiled_is_kept_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constraints, "CACHE_ENTRIES", 2)
+    monkeypatch.setattr(compiling, "CACHE_ENTRIES", 2)
     cache = compiler()
 
     def get(i: int) -> Compiled:
@@ -410,8 +411,8 @@ def test_what_takes_too_long_to_compile_is_refused(monkeypatch: pytest.MonkeyPat
         release.wait(30)
         raise InvalidConstraint(None, "too late")
 
-    monkeypatch.setattr(constraints, "MAX_SECONDS", 0.05)
-    monkeypatch.setattr(constraints, "grammar_of", slow)
+    monkeypatch.setattr(compiling, "MAX_SECONDS", 0.05)
+    monkeypatch.setattr(compiling, "grammar_of", slow)
     with pytest.raises(ConstraintUnsupported, match=r"more than 0\.05 s"):
         cache.compile(Constraint("json_object"))
     release.set()

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from openai_local.engine import disk_cache, state_directory
 from openai_local.engine.backend import State
-from openai_local.engine.disk_cache import DiskCache
-from openai_local.engine.disk_index import DiskEntry
-from openai_local.engine.state_file import DamagedEntry, file_size
+from openai_local.engine.cache import disk_cache, state_directory
+from openai_local.engine.cache.disk_cache import DiskCache
+from openai_local.engine.cache.disk_index import DiskEntry
+from openai_local.engine.cache.state_file import DamagedEntry, file_size
 
 TIMEOUT_S = 30
 

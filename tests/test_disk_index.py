@@ -7,9 +7,9 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openai_local.engine.disk_index import DiskEntry, DiskIndex
-from openai_local.engine.prefix import common_prefix
-from openai_local.engine.state_file import pack
+from openai_local.engine.cache.disk_index import DiskEntry, DiskIndex
+from openai_local.engine.cache.prefix import common_prefix
+from openai_local.engine.cache.state_file import pack
 
 SALTS = (b"a", b"b")
 # Bytes of one token sort otherwise than the numbers: 256 is before 1.

@@ -17,9 +17,9 @@ from openai_local.engine import (
     Engine,
     EngineConfig,
     GenerationRequest,
-    disk_waits,
     kv_memory,
 )
+from openai_local.engine.cache import disk_waits
 from openai_local.engine.intake import Cancel
 
 

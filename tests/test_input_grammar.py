@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from test_chat_parser import CODER, DSML, FORMATS, GLM, HERMES
 from tool_calls import Matcher, parse
 
-from openai_local.tool_formats import SchemaUnsupported, ToolFormat, gemma, minimax_m3
-from openai_local.tool_formats.input_grammar import _COMMON, InputGrammar
-from openai_local.tool_formats.lark import Lark
+from openai_local.chat.tool_formats import SchemaUnsupported, ToolFormat, gemma, minimax_m3
+from openai_local.chat.tool_formats.input_grammar import _COMMON, InputGrammar
+from openai_local.chat.tool_formats.lark import Lark
 
 PATCH = """
 start: begin file+ end

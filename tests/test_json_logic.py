@@ -13,7 +13,7 @@ from structured import accepts, check_values, compiled
 from test_constraints import values
 
 from openai_local.engine import ConstraintUnsupported, InvalidConstraint
-from openai_local.engine.json_logic import Logic
+from openai_local.engine.constraints.json_logic import Logic
 
 ANY: dict[str, Any] = {"type": ["string", "integer", "null", "boolean", "object", "array"]}
 leaves = st.sampled_from(

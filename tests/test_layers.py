@@ -15,7 +15,7 @@ MODULES = {
     for path in ROOT.rglob("*.py")
 }
 LOOPS = {"asyncio", "anyio", "trio", "sniffio", "curio"}
-GUIDANCE = {"constraints", "grammars", "guide"}
+GUIDANCE = {f"openai_local.engine.constraints.{name}" for name in ("compiler", "grammars", "guide")}
 WEB = {"starlette", "pydantic", "pydantic_core", "fastapi", "uvicorn", "typer"}
 
 
@@ -64,7 +64,7 @@ def test_the_engine_is_made_of_the_standard_library_and_numpy() -> None:
         if module.startswith("openai_local.engine"):
             extra = {"anyio", "trio"} if module.endswith(".bridge") else set()
             extra |= {"llama_cpp"} if ".engine.llama." in module else set()
-            extra |= {"llguidance"} if module.rpartition(".")[2] in GUIDANCE else set()
+            extra |= {"llguidance"} if module in GUIDANCE else set()
             assert tops(module) <= allowed | extra, module
 
 
@@ -82,6 +82,16 @@ def test_imports_go_in_one_direction() -> None:
         if name.startswith("openai_local.") and not name.startswith("openai_local.engine")
     }
     assert outside_engine == set()
+
+
+def test_what_a_chat_is_to_a_model_knows_neither_http_nor_llama_cpp() -> None:
+    room = "openai_local.chat"
+    for module in MODULES:
+        if module.startswith(room + ".") or module == room:
+            assert tops(module).isdisjoint(WEB | LOOPS | {"llama_cpp"})
+            for name in imports(module):
+                if name.startswith("openai_local."):
+                    assert name.startswith((room, "openai_local.engine")), (module, name)
 
 
 def test_requests_are_planned_without_http() -> None:
@@ -111,8 +121,8 @@ def test_the_kit_for_tests_is_used_by_nothing_else() -> None:
 
 
 def test_the_chat_language_knows_neither_http_nor_tokens() -> None:
-    assert tops("openai_local.chat_template").isdisjoint(WEB | LOOPS)
-    assert importers("openai_local.engine") & {"openai_local.chat_template"} == set()
+    assert tops("openai_local.chat.template").isdisjoint(WEB | LOOPS)
+    assert importers("openai_local.engine") & {"openai_local.chat.template"} == set()
 
 
 def test_the_models_know_no_http() -> None:

@@ -9,9 +9,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openai_local.engine.host_cache import HostCache
-from openai_local.engine.prefix import common_prefix
-from openai_local.engine.prefix_cache import (
+from openai_local.engine.cache.host_cache import HostCache
+from openai_local.engine.cache.prefix import common_prefix
+from openai_local.engine.cache.prefix_cache import (
     MIN_COPY_TOKENS,
     MIN_SAVE_SHARE,
     MIN_SAVE_TOKENS,

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from openai_local.chat_template import ChatTemplate
-from openai_local.reasoning_format import ReasoningFormat, Thought, reasoning_kwargs
+from openai_local.chat.reasoning import ReasoningFormat, Thought, reasoning_kwargs
+from openai_local.chat.template import ChatTemplate
 
 HEAD = "{% for m in messages %}<{{ m.role }}>"
 TAIL = "</{{ m.role }}>{% endfor %}{% if add_generation_prompt %}<assistant>PROMPT{% endif %}"

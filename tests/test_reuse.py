@@ -6,7 +6,8 @@ import pytest
 from driver import GREEDY, Driver, Sink, expected, together
 from fakes import FakeBackend
 
-from openai_local.engine import GenerationRequest, SamplingParams, prefix_cache
+from openai_local.engine import GenerationRequest, SamplingParams
+from openai_local.engine.cache import prefix_cache
 from openai_local.engine.intake import Cancel, Submit
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from openai_local.engine import GenerationRequest, SamplingParams
-from openai_local.engine.prefix_cache import PrefixCache
+from openai_local.engine.cache.prefix_cache import PrefixCache
 from openai_local.engine.sampling import Sampler
 from openai_local.engine.scheduler import (
     MIN_CHUNK_TOKENS,

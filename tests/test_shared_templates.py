@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from tool_calls import TEMPLATES, TOOLS, Matcher, parse, parse_in_all_ways
 
-from openai_local.chat_parser import visible_tokens
-from openai_local.chat_template import ChatTemplate, TemplateError
-from openai_local.reasoning_format import Thought
-from openai_local.tool_formats import ToolFormat
+from openai_local.chat.parser import visible_tokens
+from openai_local.chat.reasoning import Thought
+from openai_local.chat.template import ChatTemplate, TemplateError
+from openai_local.chat.tool_formats import ToolFormat
 
 NAMES = sorted(path.stem for path in TEMPLATES.glob("*.jinja"))
 each_template = pytest.mark.parametrize("name", NAMES or ["none"])

@@ -19,10 +19,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openai_local.engine import state_directory
-from openai_local.engine.disk_index import DiskIndex
-from openai_local.engine.state_directory import StateDirectory
-from openai_local.engine.state_file import DamagedEntry, ForeignFile, Key, digest, file_size, pack
+from openai_local.engine.cache import state_directory
+from openai_local.engine.cache.disk_index import DiskIndex
+from openai_local.engine.cache.state_directory import StateDirectory
+from openai_local.engine.cache.state_file import (
+    DamagedEntry,
+    ForeignFile,
+    Key,
+    digest,
+    file_size,
+    pack,
+)
 
 N_STATE = 1000
 ONE_FILE = file_size(10, N_STATE)

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from openai_local.engine import state_file
 from openai_local.engine.backend import State
-from openai_local.engine.state_file import (
+from openai_local.engine.cache import state_file
+from openai_local.engine.cache.state_file import (
     DamagedEntry,
     ForeignFile,
     Key,

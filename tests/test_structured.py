@@ -28,8 +28,8 @@ from openai_local.engine import (
     SamplingParams,
     StepFailed,
 )
-from openai_local.engine.constraints import Compiled, ConstraintCompiler
-from openai_local.engine.guide import Guide
+from openai_local.engine.constraints.compiler import Compiled, ConstraintCompiler
+from openai_local.engine.constraints.guide import Guide
 
 PERSON = {
     "type": "object",

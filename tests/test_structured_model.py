@@ -22,7 +22,7 @@ from openai_local.engine import (
     InvalidConstraint,
     SamplingParams,
 )
-from openai_local.engine.constraints import Compiled
+from openai_local.engine.constraints.compiler import Compiled
 
 pytestmark = [pytest.mark.model, pytest.mark.anyio]
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from test_chat_parser import CODER, DSML, FORMATS, GLM, HERMES, LLAMA
 from tool_calls import ADD, TOOLS, WEATHER, Matcher, parse, tool
 
-from openai_local.chat_template import ChatTemplate
-from openai_local.reasoning_format import ReasoningFormat, Thought
-from openai_local.tool_formats import SchemaUnsupported, ToolFormat, gemma, lfm2, minimax_m3
-from openai_local.tool_formats.arguments import TaggedArguments
-from openai_local.tool_formats.cursor import Slot
+from openai_local.chat.reasoning import ReasoningFormat, Thought
+from openai_local.chat.template import ChatTemplate
+from openai_local.chat.tool_formats import SchemaUnsupported, ToolFormat, gemma, lfm2, minimax_m3
+from openai_local.chat.tool_formats.arguments import TaggedArguments
+from openai_local.chat.tool_formats.cursor import Slot
 
 CHATML = (
     "{% for t in tools or [] %}{{ t | tojson }}\n{% endfor %}"

@@ -11,7 +11,7 @@ from typing import Any
 
 import llguidance
 
-from openai_local.chat_parser import (
+from openai_local.chat.parser import (
     ChatParser,
     ContentDelta,
     Delta,

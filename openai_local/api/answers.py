@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from openai_local.api.messages import CUSTOM_INPUT
-from openai_local.chat_parser import (
+from openai_local.chat.parser import (
     ChatParser,
     ContentDelta,
     Delta,

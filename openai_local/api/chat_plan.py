@@ -13,9 +13,11 @@ from openai_local.api.generation import INLINE_CHARS, off_loop, tokenize_prompt
 from openai_local.api.messages import for_template
 from openai_local.api.tools import ToolUse
 from openai_local.api.types.chat_completions import ChatCompletionRequest
-from openai_local.chat_language import ChatLanguage
-from openai_local.chat_parser import ChatParser
-from openai_local.chat_template import ChatTemplate
+from openai_local.chat.language import ChatLanguage
+from openai_local.chat.parser import ChatParser
+from openai_local.chat.reasoning import ReasoningFormat, Thought, reasoning_kwargs
+from openai_local.chat.template import ChatTemplate
+from openai_local.chat.tool_formats import SchemaUnsupported, ToolFormat
 from openai_local.engine import (
     CompiledConstraint,
     Constraint,
@@ -25,8 +27,6 @@ from openai_local.engine import (
     UnstoppedText,
 )
 from openai_local.models.loads import LoadedModel
-from openai_local.reasoning_format import ReasoningFormat, Thought, reasoning_kwargs
-from openai_local.tool_formats import SchemaUnsupported, ToolFormat
 
 # What the renderer sets itself.
 _OWN_VARIABLES = frozenset(

@@ -14,7 +14,8 @@ from openai_local.api.types.constraints import (
     JsonSchemaFormat,
     StructuredOutputs,
 )
-from openai_local.chat_language import ChatLanguage
+from openai_local.chat.language import ChatLanguage
+from openai_local.chat.reasoning import Thought
 from openai_local.engine import (
     CompiledConstraint,
     Constraint,
@@ -22,7 +23,6 @@ from openai_local.engine import (
     Engine,
     InvalidConstraint,
 )
-from openai_local.reasoning_format import Thought
 
 
 @dataclass(frozen=True, slots=True)

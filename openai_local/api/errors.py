@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from openai_local.chat_template import TemplateError
+from openai_local.chat.template import TemplateError
 from openai_local.engine import (
     EmptyPrompt,
     InvalidConstraint,

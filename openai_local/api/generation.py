@@ -14,7 +14,7 @@ import anyio.to_thread
 
 from openai_local.api.errors import RequestError
 from openai_local.api.types.generation import GenerationBody
-from openai_local.chat_template import RenderedPrompt
+from openai_local.chat.template import RenderedPrompt
 from openai_local.engine import Engine, Finished, Generation, GenerationRequest, Output, Usage
 from openai_local.engine.bridge import Signal
 from openai_local.models.loads import LoadedModel

@@ -1,13 +1,13 @@
 """Tokens in, events out: llama.cpp with continuous batching on a thread of its own.
 
 The life of the thread: it opens the backend, then takes steps (``core.py``). A step drains the
-inbox (``intake.py``), gives free slots to waiting sequences, with what the slots or the RAM have of
-their prompts (``admission.py``), decodes one token for every running sequence (``computing.py``),
-samples (``results.py``), delivers (``deliveries.py``), then computes prompt chunks or embeddings
-within a budget, and delivers again; where a GPU computes, while the next decode runs. With nothing
-to do it sleeps on its inbox. When it is told to
-stop it answers everybody and frees the model. States of prompts are written to disk, and read for
-those that wait for it, by a thread beside it.
+inbox (``intake.py``), gives free slots to waiting sequences (``admission.py``), with what the slots
+or the RAM have of their prompts (``cache/``), decodes one token for every running sequence
+(``computing.py``), samples (``results.py``), bound to what was asked for (``constraints/``),
+delivers (``deliveries.py``), then computes prompt chunks or embeddings within a budget, and
+delivers again; where a GPU computes, while the next decode runs. With nothing to do it sleeps on
+its inbox. When it is told to stop it answers everybody and frees the model. States of prompts are
+written to disk, and read for those that wait for it, by a thread beside it.
 
 Knows no HTTP, no OpenAI types and no pydantic. Only ``llama/`` imports llama_cpp; only
 ``bridge.py`` knows an event loop's machinery.

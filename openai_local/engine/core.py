@@ -10,10 +10,10 @@ from collections.abc import Callable
 
 from openai_local.engine.admission import Admission
 from openai_local.engine.backend import Backend
+from openai_local.engine.cache.disk_waits import DiskWaits
 from openai_local.engine.computing import Computing
 from openai_local.engine.config import EngineConfig
 from openai_local.engine.deliveries import Deliver, Deliveries
-from openai_local.engine.disk_waits import DiskWaits
 from openai_local.engine.embedder import Embedder, EmbeddingJob
 from openai_local.engine.errors import EngineStopped, StepFailed
 from openai_local.engine.intake import Fetched, Intake, Message, Submit

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from openai_local.engine.disk_waits import DiskWaits
+from openai_local.engine.cache.disk_waits import DiskWaits
 from openai_local.engine.errors import EngineError
 from openai_local.engine.messages import Event, Failed, Finished, FinishReason, PromptProgress
 from openai_local.engine.metrics import EngineMetrics

@@ -16,7 +16,7 @@ import numpy as np
 from openai_local.engine import bridge
 from openai_local.engine.backend import Backend, Floats, Vocabulary
 from openai_local.engine.config import EngineConfig
-from openai_local.engine.constraints import (
+from openai_local.engine.constraints.compiler import (
     MAX_SECONDS,
     Compiled,
     ConstraintCompiler,

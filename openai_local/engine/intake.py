@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from openai_local.engine.backend import Backend
-from openai_local.engine.constraints import Compiled
+from openai_local.engine.cache.disk_waits import DiskWaits
+from openai_local.engine.constraints.compiler import Compiled
 from openai_local.engine.deliveries import Deliveries
-from openai_local.engine.disk_waits import DiskWaits
 from openai_local.engine.embedder import Embedder, EmbeddingJob
 from openai_local.engine.errors import DeadlineExceeded, EngineError, StepFailed
 from openai_local.engine.messages import GenerationRequest

@@ -11,15 +11,15 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from openai_local.engine.backend import Backend, Batch, Floats, State
+from openai_local.engine.cache.disk_cache import MAX_WAITING_BYTES, DiskCache
+from openai_local.engine.cache.fetches import Fetches
+from openai_local.engine.cache.host_cache import HostCache, HostEntry
+from openai_local.engine.cache.prefix_cache import Copy, Load, Placement, PrefixCache, Save, Step
 from openai_local.engine.cells import CellLedger
 from openai_local.engine.config import EngineConfig
-from openai_local.engine.disk_cache import MAX_WAITING_BYTES, DiskCache
-from openai_local.engine.fetches import Fetches
-from openai_local.engine.host_cache import HostCache, HostEntry
 from openai_local.engine.machine import free_memory
 from openai_local.engine.memory import CACHE_RAM_SHARE
 from openai_local.engine.metrics import EngineMetrics
-from openai_local.engine.prefix_cache import Copy, Load, Placement, PrefixCache, Save, Step
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from openai_local.engine.backend import Draw, Floats
-from openai_local.engine.guide import Guide
+from openai_local.engine.constraints.guide import Guide
 from openai_local.engine.messages import SamplingParams
 from openai_local.engine.sampler_steps import penalties_first
 from openai_local.engine.thought import ThoughtCloser

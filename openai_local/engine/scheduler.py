@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from openai_local.engine.prefix_cache import Placement, PrefixCache
+from openai_local.engine.cache.prefix_cache import Placement, PrefixCache
 from openai_local.engine.sequence import Sequence, Status
 from openai_local.engine.waiting import WaitingQueue
 

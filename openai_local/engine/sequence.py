@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from enum import Enum, auto
 
-from openai_local.engine.disk_index import IN_MEMORY
+from openai_local.engine.cache.disk_index import IN_MEMORY
+from openai_local.engine.cache.prefix_cache import Upcoming
 from openai_local.engine.logprobs import LogprobTrail
 from openai_local.engine.messages import FinishReason, GenerationRequest, Timings, Usage
-from openai_local.engine.prefix_cache import Upcoming
 from openai_local.engine.sampling import Sampler
 from openai_local.engine.text import Detokenizer
 

@@ -77,7 +77,7 @@ def describe(path: Path, config: EngineConfig | None = None) -> Description:
 
 
 def _abilities(header: GgufHeader) -> tuple[str, ...]:
-    from openai_local.chat_template import ChatTemplate
+    from openai_local.chat.template import ChatTemplate
 
     assert header.chat_template is not None, "asked for with a template only"
     template = ChatTemplate(

@@ -8,8 +8,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
-from openai_local.chat_language import ChatLanguage
-from openai_local.chat_template import ChatTemplate, TemplateError
+from openai_local.chat.language import ChatLanguage
+from openai_local.chat.template import ChatTemplate, TemplateError
 from openai_local.config import Use
 from openai_local.engine import Engine, EngineConfig, EngineStopped, ModelInfo, ModelLoadFailed
 from openai_local.engine.bridge import wait
