@@ -90,14 +90,22 @@ class Application:
         and free all models.
 
         ``app`` is the host, of which nothing is needed. Raises what the load raises, which keeps
-        the host from starting. May be entered again after its end. Unless ``warm``, the model is
-        left to the first request.
+        the host from starting; one that is served all the same loads at its first request. May be
+        entered again after its end. Unless ``warm``, the model is left to the first request.
         """
         self.check_process()
         self.registry.open()
         try:
             if warm:
                 await self._load()
+        except BaseException:
+            try:
+                await self.aclose()
+            finally:
+                # There are servers that serve all the same, such as gunicorn's own after 30 s.
+                self.registry.open()
+            raise
+        try:
             yield
         finally:
             await self.aclose()

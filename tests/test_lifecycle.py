@@ -35,7 +35,7 @@ from starlette.types import Receive, Scope, Send
 import openai_local
 from openai_local.application import Application
 from openai_local.config import load_settings
-from openai_local.engine import Engine, EngineConfig
+from openai_local.engine import Engine, EngineConfig, EngineStopped
 
 CHAT = {"messages": [{"role": "user", "content": "Tell me a story."}], "max_tokens": 4}
 ENDLESS = {**CHAT, "model": MODEL, "max_tokens": None, "ignore_eos": True, "stream": True}
@@ -217,6 +217,35 @@ async def test_the_lifespan_can_be_entered_again() -> None:
             assert not engine_threads() - before
             closed = await client.post("/chat/completions", json={**CHAT, "model": MODEL})
             assert (closed.status_code, closed.json()["error"]["code"]) == (503, "engine_stopped")
+
+
+@pytest.mark.anyio
+async def test_where_a_start_that_was_cut_off_is_served_all_the_same_a_request_loads() -> None:
+    loads: list[Path] = []
+
+    def open_backend(config: EngineConfig, stopping: Callable[[], bool]) -> FakeBackend:
+        loads.append(config.model)
+        while len(loads) == 1:  # the first load takes too long
+            if stopping():
+                raise EngineStopped
+            time.sleep(0.001)
+        return FakeBackend()
+
+    local = Application(
+        load_settings(model="fake.gguf"),
+        lambda config: Engine(config, open_backend=open_backend),
+    )
+    with anyio.move_on_after(0.1) as start:
+        async with local.lifespan():
+            pytest.fail("it was cut off")
+    assert start.cancelled_caught
+    async with client_of(local) as client:
+        served = await client.post("/chat/completions", json={**CHAT, "model": "fake"})
+        assert served.status_code == 200, served.text
+        async with local.lifespan():
+            pass
+        closed = await client.post("/chat/completions", json={**CHAT, "model": "fake"})
+    assert (closed.status_code, len(loads)) == (503, 2)
 
 
 @pytest.mark.model
