@@ -18,7 +18,7 @@ from openai_local.config import Settings
 from openai_local.engine import Engine, EngineConfig, EngineStopped
 from openai_local.models.footprint import Measure, within
 from openai_local.models.registry import Registry
-from openai_local.routes.auth import Authorize
+from openai_local.routes.auth import Authorize, check_authorize
 from openai_local.routes.endpoint import not_found
 from openai_local.routes.host import stopping, unless_stopping
 from openai_local.routes.mount import mounted
@@ -51,6 +51,8 @@ class Application:
         *,
         authorize: Authorize | None = None,
     ) -> None:
+        if authorize is not None:
+            check_authorize(authorize)
         self.settings = settings
         self._open_engine = open_engine
         self._measure = measure

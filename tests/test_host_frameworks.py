@@ -119,6 +119,18 @@ assert "'n_ctx' must be 'N_CTX'" in refused(n_ctx=99)
 assert "n_contxt" in refused(N_CONTXT=99)
 assert "n_ctx" in refused(N_CTX="many")
 assert "prefix" in refused(PREFIX="/")
+assert "PREFIX: str is wanted, not 5" in refused(PREFIX=5)
+assert "WARM: bool is wanted, not 'no'" in refused(WARM="no")
+assert "AUTH: No module named 'nope'" in refused(AUTH="nope.check")
+assert "AUTH: os.sep: authorize: a function" in refused(AUTH="os.sep")
+assert "authorize: a function" in refused(AUTH=5)
+for given in (None, ["MODEL"], {5: 1}):
+    try:
+        with override_settings(OPENAI_LOCAL=given):
+            ours.app()
+        raise SystemExit(given)
+    except ImproperlyConfigured:
+        pass
 with override_settings(OPENAI_LOCAL={"PREFIX": "ai", "N_CTX": 99, "WARM": False}):
     made = ours.get_asgi_application()
     own = ours.app()
@@ -186,6 +198,8 @@ assert len(set(map(id, used))) == 2
 assert [each.connection for each in used] == [None, None]
 assert asyncio.run(ask(1, acheck, {"x-name": "ada"})) == [200]
 assert asyncio.run(ask(1, acheck, {"x-name": "bob"})) == [401]
+# A coroutine is true, whoever it is about.
+assert asyncio.run(ask(1, lambda request: acheck(request), {"x-name": "bob"})) == [401]
 print("closed")
 """
 
@@ -194,6 +208,24 @@ def test_djangos_connections_are_closed_after_each_check_and_checks_do_not_wait(
     tmp_path: Path,
 ) -> None:
     assert run_python("-c", DJANGO_CONNECTIONS, cwd=tmp_path) == "closed\n"
+
+
+DJANGO_EARLY = """
+import os
+from django.apps import apps
+os.environ["DJANGO_SETTINGS_MODULE"] = "mysite.settings"
+import openai_local.django
+local = openai_local.django.app()
+assert not apps.ready
+application = openai_local.django.get_asgi_application(local)
+assert apps.ready and application.local is local
+print("set up")
+"""
+
+
+def test_the_application_can_be_made_before_django_is_set_up(tmp_path: Path) -> None:
+    # Its AUTH imports Django's users.
+    assert run_python("-c", DJANGO_EARLY, cwd=EXAMPLES / "django_site") == "set up\n"
 
 
 def check_page(client: httpx.Client, csrf: str) -> None:
