@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import cached_property
@@ -63,6 +64,8 @@ class Application:
         self.registry = Registry(self.settings, self._open_engine, self._measure)
         self._routes = self._build_routes()
         self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._n_lives = 0  # of hosts that share it, one in another or in several threads
 
     def _build_routes(self) -> ASGIApp:
         services = Services(self.registry, self.settings)
@@ -93,16 +96,19 @@ class Application:
 
         ``app`` is the host, of which nothing is needed. Raises what the load raises, which keeps
         the host from starting; one that is served all the same loads at its first request. May be
-        entered again after its end. Unless ``warm``, the model is left to the first request.
+        entered again, after its end or before: the last to end frees the models. Unless ``warm``,
+        the model is left to the first request.
         """
         self.check_process()
+        with self._lock:
+            self._n_lives += 1
         self.registry.open()
         try:
             if warm:
                 await self._load()
         except BaseException:
             try:
-                await self.aclose()
+                await self._end_life()
             finally:
                 # There are servers that serve all the same, such as gunicorn's own after 30 s.
                 self.registry.open()
@@ -110,6 +116,14 @@ class Application:
         try:
             yield
         finally:
+            await self._end_life()
+
+    async def _end_life(self) -> None:
+        self.check_process()
+        with self._lock:
+            self._n_lives -= 1
+            is_last = self._n_lives <= 0
+        if is_last:
             await self.aclose()
 
     @cached_property

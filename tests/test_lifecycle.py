@@ -16,7 +16,7 @@ import anyio
 import httpx
 import pytest
 from clients import OpenRequest, client_of
-from fakes import FakeBackend
+from fakes import FakeBackend, fake_app
 from servers import (
     MODEL,
     SMALL,
@@ -246,6 +246,21 @@ async def test_where_a_start_that_was_cut_off_is_served_all_the_same_a_request_l
             pass
         closed = await client.post("/chat/completions", json={**CHAT, "model": "fake"})
     assert (closed.status_code, len(loads)) == (503, 2)
+
+
+@pytest.mark.anyio
+async def test_of_several_hosts_the_last_to_end_frees_the_models() -> None:
+    backend = FakeBackend()
+    local = fake_app(backend)
+    body = {**CHAT, "model": "fake"}
+    async with client_of(local) as client:
+        async with local.lifespan():
+            async with local.lifespan():
+                assert (await client.post("/chat/completions", json=body)).status_code == 200
+            assert (await client.post("/chat/completions", json=body)).status_code == 200
+            assert not backend.closed
+        assert backend.closed
+        assert (await client.post("/chat/completions", json=body)).status_code == 503
 
 
 @pytest.mark.model
