@@ -109,6 +109,27 @@ async def main():
 asyncio.run(main())
 """
 
+EXIT_IN_CLOSE = """
+import sys, threading, time
+from openai_local.engine import Engine, EngineStopped
+
+told = threading.Event()
+
+def open_backend(config, stopping):
+    while not stopping():
+        time.sleep(0.001)
+    told.set()
+    time.sleep(0.5)  # as C code that nothing interrupts
+    print("given up")
+    raise EngineStopped
+
+engine = Engine("fake.gguf", open_backend=open_backend)
+engine.start()
+threading.Thread(target=engine.close, daemon=True).start()
+told.wait()
+sys.exit(7)
+"""
+
 
 def uvicorn(folder: Path, host: str, source: str = HOSTS) -> list[str]:
     (folder / "hosts.py").write_text(source)
@@ -182,6 +203,12 @@ def test_the_interpreters_exit_gives_a_long_load_up() -> None:
         running.wait_until(lambda: "loading" in running.output, "the load")
         assert running.wait(10) == 7
         assert "given up" in running.output
+
+
+def test_the_interpreters_exit_waits_for_the_thread_though_somebody_else_does() -> None:
+    with process(["-c", EXIT_IN_CLOSE]) as running:
+        assert running.wait(10) == 7
+        assert running.output == "given up\n"
 
 
 @pytest.mark.model
