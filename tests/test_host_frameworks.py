@@ -264,7 +264,8 @@ def test_a_fastapi_project_made_of_the_readmes_lines(tmp_path: Path) -> None:
     serve_literally(README, "uvicorn main:app", tmp_path)
 
 
-def test_a_django_project_made_of_the_readmes_lines(tmp_path: Path) -> None:
+def django_project(tmp_path: Path) -> Path:
+    """What the page's commands make, with its one changed line."""
     change = block(README, "diff", "get_asgi_application")
     assert change == block(HOSTING, "diff", "get_asgi_application")
     folder = tmp_path
@@ -280,4 +281,51 @@ def test_a_django_project_made_of_the_readmes_lines(tmp_path: Path) -> None:
     assert (before[0], after[0]) == ("-", "+")
     assert source.count(before[1:]) == 1
     program.write_text(source.replace(before[1:], after[1:]))
-    serve_literally(HOSTING, "uvicorn mysite", folder)
+    return folder
+
+
+def test_a_django_project_made_of_the_readmes_lines(tmp_path: Path) -> None:
+    serve_literally(HOSTING, "uvicorn mysite", django_project(tmp_path))
+
+
+VIEWS = """
+from django.http import HttpResponse, StreamingHttpResponse
+from django.urls import path
+from mysite.model import local
+
+def plain(request):
+    return HttpResponse(local.sync_engine.chat("hello", max_tokens=12).text)
+
+async def later(request):
+    return HttpResponse((await local.engine.chat("hello", max_tokens=12)).text)
+
+async def stream(request):
+    async def pieces():
+        async with local.engine.stream_chat("hello", max_tokens=12) as stream:
+            async for chunk in stream:
+                yield chunk.text
+    return StreamingHttpResponse(pieces())
+
+urlpatterns = [path("plain", plain), path("later", later), path("stream", stream)]
+"""
+
+
+def test_djangos_runserver_with_daphne_and_views_that_ask_the_model(tmp_path: Path) -> None:
+    folder = django_project(tmp_path)
+    site = folder / "mysite"
+    (site / "model.py").write_text(block(HOSTING, "python", "django.app()"))
+    program = (site / "asgi.py").read_text()
+    own = "from mysite.model import local\n\napplication = get_asgi_application(local)"
+    (site / "asgi.py").write_text(program.replace("application = get_asgi_application()", own))
+    (site / "urls.py").write_text(VIEWS)
+    settings = (site / "settings.py").read_text()
+    apps = "INSTALLED_APPS = ["
+    settings = settings.replace(apps, f"{apps}'daphne', ")
+    (site / "settings.py").write_text(settings + 'ASGI_APPLICATION = "mysite.asgi.application"\n')
+    command = "django runserver --noreload --settings mysite.settings {port}"
+    with host_process(command, folder) as running:
+        check(f"{running.url}/v1")
+        with client_at(running.url) as client:
+            for page in ("/plain", "/later", "/stream"):
+                answer = client.get(page)
+                assert (answer.status_code, len(answer.text)) == (200, 12), answer.text
