@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import cached_property
@@ -18,7 +19,7 @@ from openai_local.config import Settings
 from openai_local.engine import Engine, EngineConfig, EngineStopped
 from openai_local.models.footprint import Measure, within
 from openai_local.models.registry import Registry
-from openai_local.routes.auth import Authorize
+from openai_local.routes.auth import Authorize, check_authorize
 from openai_local.routes.endpoint import not_found
 from openai_local.routes.host import stopping, unless_stopping
 from openai_local.routes.mount import mounted
@@ -51,6 +52,8 @@ class Application:
         *,
         authorize: Authorize | None = None,
     ) -> None:
+        if authorize is not None:
+            check_authorize(authorize)
         self.settings = settings
         self._open_engine = open_engine
         self._measure = measure
@@ -61,6 +64,8 @@ class Application:
         self.registry = Registry(self.settings, self._open_engine, self._measure)
         self._routes = self._build_routes()
         self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._n_lives = 0  # of hosts that share it, one in another or in several threads
 
     def _build_routes(self) -> ASGIApp:
         services = Services(self.registry, self.settings)
@@ -90,16 +95,35 @@ class Application:
         and free all models.
 
         ``app`` is the host, of which nothing is needed. Raises what the load raises, which keeps
-        the host from starting. May be entered again after its end. Unless ``warm``, the model is
-        left to the first request.
+        the host from starting; one that is served all the same loads at its first request. May be
+        entered again, after its end or before: the last to end frees the models. Unless ``warm``,
+        the model is left to the first request.
         """
         self.check_process()
+        with self._lock:
+            self._n_lives += 1
         self.registry.open()
         try:
             if warm:
                 await self._load()
+        except BaseException:
+            try:
+                await self._end_life()
+            finally:
+                # There are servers that serve all the same, such as gunicorn's own after 30 s.
+                self.registry.open()
+            raise
+        try:
             yield
         finally:
+            await self._end_life()
+
+    async def _end_life(self) -> None:
+        self.check_process()
+        with self._lock:
+            self._n_lives -= 1
+            is_last = self._n_lives <= 0
+        if is_last:
             await self.aclose()
 
     @cached_property

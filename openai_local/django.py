@@ -13,10 +13,10 @@ and, if anything is not as it is by default, in the settings::
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from inspect import iscoroutinefunction
+from collections.abc import Awaitable, Callable, Mapping
+from inspect import isawaitable, iscoroutinefunction
 from io import BytesIO
-from typing import Any
+from typing import Any, TypeVar
 
 from asgiref.sync import ThreadSensitiveContext, sync_to_async
 from django.conf import settings
@@ -34,8 +34,9 @@ import openai_local
 from openai_local.application import Application
 from openai_local.config import ConfigError
 from openai_local.middleware import Middleware
-from openai_local.routes.auth import Authorize
+from openai_local.routes.auth import Authorize, check_authorize
 
+T = TypeVar("T")
 Auth = Callable[[HttpRequest], Awaitable[Any] | Any]
 
 # Settings that are of this module, not of openai_local.app().
@@ -50,23 +51,26 @@ def get_asgi_application(local: Application | None = None) -> Middleware:
     """
     django = _django_application()
     given = _settings()
+    if given.get(AUTH) is not None:
+        _imported(given[AUTH])
     try:
         return Middleware(
             django,
-            given.get(PREFIX, "/v1"),
+            _of_type(str, given, PREFIX, "/v1"),
             local=app() if local is None else local,
-            warm=given.get(WARM, True),
+            warm=_of_type(bool, given, WARM, True),
         )
     except ConfigError as error:
         raise ImproperlyConfigured(f"OPENAI_LOCAL: {error}") from None
 
 
 def app() -> Application:
-    """The application that ``OPENAI_LOCAL`` describes, once Django is set up.
+    """The application that ``OPENAI_LOCAL`` describes.
 
     The keys are the settings of :func:`openai_local.app` in capitals, and ``AUTH``: a function,
     async or not, or its dotted path. It is called with Django's request, ``session`` and ``user``
     set, and lets it in by returning what is true; PermissionDenied is a 403, and all else a 401.
+    A dotted path is imported when Django is set up, which it need not be here.
 
     Raises ImproperlyConfigured, naming the setting.
     """
@@ -109,26 +113,57 @@ def check_csrf(request: HttpRequest) -> None:
 
 def _settings() -> dict[str, Any]:
     given = getattr(settings, "OPENAI_LOCAL", {})
+    if not isinstance(given, Mapping):
+        raise ImproperlyConfigured(f"OPENAI_LOCAL: a dictionary is wanted, not {given!r}")
     for name in given:
-        if name != name.upper():
-            raise ImproperlyConfigured(f"OPENAI_LOCAL: {name!r} must be {name.upper()!r}")
+        if not isinstance(name, str) or name != name.upper():
+            raise ImproperlyConfigured(f"OPENAI_LOCAL: {name!r} must be {str(name).upper()!r}")
     return dict(given)
+
+
+def _of_type(kind: type[T], given: Mapping[str, Any], name: str, default: T) -> T:
+    value = given.get(name, default)
+    if not isinstance(value, kind):
+        raise ImproperlyConfigured(
+            f"OPENAI_LOCAL: {name}: {kind.__name__} is wanted, not {value!r}"
+        )
+    return value
+
+
+def _imported(auth: Auth | str) -> Auth:
+    """Raises ImproperlyConfigured."""
+    if not isinstance(auth, str):
+        return auth
+    try:
+        made: Auth = import_string(auth)
+    except ImportError as error:
+        raise ImproperlyConfigured(f"OPENAI_LOCAL: {AUTH}: {error}") from error
+    try:
+        check_authorize(made)
+    except ConfigError as error:
+        raise ImproperlyConfigured(f"OPENAI_LOCAL: {AUTH}: {auth}: {error}") from None
+    return made
 
 
 def _authorize(auth: Auth | str | None) -> Authorize | None:
     if auth is None:
         return None
-    check: Auth = import_string(auth) if isinstance(auth, str) else auth
+    if not isinstance(auth, str):
+        check_authorize(auth)
 
     async def authorize(request: Request) -> bool:
+        # Imported no earlier, since it may import models, which wait for Django to be set up.
+        check = _imported(auth)
         theirs = _django_request(request)
         # As Django's handler has it: a thread of its own for the request's database connections,
         # which are closed at its end.
         async with ThreadSensitiveContext():
             try:
                 if iscoroutinefunction(check):
-                    return bool(await check(theirs))
-                return bool(await sync_to_async(check)(theirs))
+                    verdict = await check(theirs)
+                else:
+                    verdict = await sync_to_async(check)(theirs)
+                return bool(await verdict if isawaitable(verdict) else verdict)
             except PermissionDenied as error:
                 raise HTTPException(403, str(error) or "Forbidden.") from None
             finally:

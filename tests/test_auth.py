@@ -73,6 +73,29 @@ async def test_what_the_host_raises_is_answered_in_openais_shape(
         assert response.headers["www-authenticate"] == "Basic"
 
 
+def yielding(request: Request) -> Any:
+    yield None
+
+
+async def yielding_later(request: Request) -> Any:
+    yield None
+
+
+@pytest.mark.parametrize("authorize", [yielding, yielding_later, "mysite.auth.check"])
+async def test_what_would_let_in_by_being_called_is_refused_before_anybody_comes(
+    authorize: Any,
+) -> None:
+    with pytest.raises(openai_local.ConfigError, match="authorize: a function"):
+        guarded(authorize)
+
+
+@pytest.mark.parametrize("generator", [yielding, yielding_later])
+async def test_a_generator_in_which_nothing_has_run_lets_nobody_in(generator: Any) -> None:
+    async with client_of(guarded(lambda request: generator(request))) as client:
+        response = await client.get("/v1/models")
+    assert response.status_code == 500
+
+
 @pytest.mark.parametrize("is_async", [True, False])
 async def test_whom_the_host_lets_in_needs_the_key_as_well_if_there_is_one(is_async: bool) -> None:
     async def later(request: Request) -> None:

@@ -250,9 +250,17 @@ TELLINGS = {
     "hypercorn's dispatcher": ("/{page}", "/ai", "/ai/{page}", "/ai"),
     "Litestar": ("/{page}/", "", "/ai/{page}", "/ai"),
     "Litestar, asked with a slash": ("/{page}/", "", "/ai/{page}/", "/ai"),
+    "Starlette, a root path with a slash": (
+        "/out//ai/{page}",
+        "/out//ai",
+        "/out//ai/{page}",
+        "/out/ai",
+    ),
+    "by itself, a root path with a slash": ("/out//{page}", "/out/", "/out//{page}", "/out"),
     "no raw path": ("/ai/{page}", "/ai", "", "/ai"),
     "a prefix like a route": ("/{page}", "/docs", "/docs/{page}", "/docs"),
-    "a prefix that is written otherwise": ("/ä/{page}", "/ä", "/%C3%A4/{page}", "/ä"),
+    "a prefix that is written otherwise": ("/ä/{page}", "/ä", "/%C3%A4/{page}", "/%C3%A4"),
+    "a prefix with what is no slash": ("/a%2Fb/{page}", "/a%2Fb", "/a%252Fb/{page}", "/a%252Fb"),
 }
 
 

@@ -119,6 +119,18 @@ assert "'n_ctx' must be 'N_CTX'" in refused(n_ctx=99)
 assert "n_contxt" in refused(N_CONTXT=99)
 assert "n_ctx" in refused(N_CTX="many")
 assert "prefix" in refused(PREFIX="/")
+assert "PREFIX: str is wanted, not 5" in refused(PREFIX=5)
+assert "WARM: bool is wanted, not 'no'" in refused(WARM="no")
+assert "AUTH: No module named 'nope'" in refused(AUTH="nope.check")
+assert "AUTH: os.sep: authorize: a function" in refused(AUTH="os.sep")
+assert "authorize: a function" in refused(AUTH=5)
+for given in (None, ["MODEL"], {5: 1}):
+    try:
+        with override_settings(OPENAI_LOCAL=given):
+            ours.app()
+        raise SystemExit(given)
+    except ImproperlyConfigured:
+        pass
 with override_settings(OPENAI_LOCAL={"PREFIX": "ai", "N_CTX": 99, "WARM": False}):
     made = ours.get_asgi_application()
     own = ours.app()
@@ -186,6 +198,8 @@ assert len(set(map(id, used))) == 2
 assert [each.connection for each in used] == [None, None]
 assert asyncio.run(ask(1, acheck, {"x-name": "ada"})) == [200]
 assert asyncio.run(ask(1, acheck, {"x-name": "bob"})) == [401]
+# A coroutine is true, whoever it is about.
+assert asyncio.run(ask(1, lambda request: acheck(request), {"x-name": "bob"})) == [401]
 print("closed")
 """
 
@@ -194,6 +208,24 @@ def test_djangos_connections_are_closed_after_each_check_and_checks_do_not_wait(
     tmp_path: Path,
 ) -> None:
     assert run_python("-c", DJANGO_CONNECTIONS, cwd=tmp_path) == "closed\n"
+
+
+DJANGO_EARLY = """
+import os
+from django.apps import apps
+os.environ["DJANGO_SETTINGS_MODULE"] = "mysite.settings"
+import openai_local.django
+local = openai_local.django.app()
+assert not apps.ready
+application = openai_local.django.get_asgi_application(local)
+assert apps.ready and application.local is local
+print("set up")
+"""
+
+
+def test_the_application_can_be_made_before_django_is_set_up(tmp_path: Path) -> None:
+    # Its AUTH imports Django's users.
+    assert run_python("-c", DJANGO_EARLY, cwd=EXAMPLES / "django_site") == "set up\n"
 
 
 def check_page(client: httpx.Client, csrf: str) -> None:
@@ -232,7 +264,8 @@ def test_a_fastapi_project_made_of_the_readmes_lines(tmp_path: Path) -> None:
     serve_literally(README, "uvicorn main:app", tmp_path)
 
 
-def test_a_django_project_made_of_the_readmes_lines(tmp_path: Path) -> None:
+def django_project(tmp_path: Path) -> Path:
+    """What the page's commands make, with its one changed line."""
     change = block(README, "diff", "get_asgi_application")
     assert change == block(HOSTING, "diff", "get_asgi_application")
     folder = tmp_path
@@ -248,4 +281,51 @@ def test_a_django_project_made_of_the_readmes_lines(tmp_path: Path) -> None:
     assert (before[0], after[0]) == ("-", "+")
     assert source.count(before[1:]) == 1
     program.write_text(source.replace(before[1:], after[1:]))
-    serve_literally(HOSTING, "uvicorn mysite", folder)
+    return folder
+
+
+def test_a_django_project_made_of_the_readmes_lines(tmp_path: Path) -> None:
+    serve_literally(HOSTING, "uvicorn mysite", django_project(tmp_path))
+
+
+VIEWS = """
+from django.http import HttpResponse, StreamingHttpResponse
+from django.urls import path
+from mysite.model import local
+
+def plain(request):
+    return HttpResponse(local.sync_engine.chat("hello", max_tokens=12).text)
+
+async def later(request):
+    return HttpResponse((await local.engine.chat("hello", max_tokens=12)).text)
+
+async def stream(request):
+    async def pieces():
+        async with local.engine.stream_chat("hello", max_tokens=12) as stream:
+            async for chunk in stream:
+                yield chunk.text
+    return StreamingHttpResponse(pieces())
+
+urlpatterns = [path("plain", plain), path("later", later), path("stream", stream)]
+"""
+
+
+def test_djangos_runserver_with_daphne_and_views_that_ask_the_model(tmp_path: Path) -> None:
+    folder = django_project(tmp_path)
+    site = folder / "mysite"
+    (site / "model.py").write_text(block(HOSTING, "python", "django.app()"))
+    program = (site / "asgi.py").read_text()
+    own = "from mysite.model import local\n\napplication = get_asgi_application(local)"
+    (site / "asgi.py").write_text(program.replace("application = get_asgi_application()", own))
+    (site / "urls.py").write_text(VIEWS)
+    settings = (site / "settings.py").read_text()
+    apps = "INSTALLED_APPS = ["
+    settings = settings.replace(apps, f"{apps}'daphne', ")
+    (site / "settings.py").write_text(settings + 'ASGI_APPLICATION = "mysite.asgi.application"\n')
+    command = "django runserver --noreload --settings mysite.settings {port}"
+    with host_process(command, folder) as running:
+        check(f"{running.url}/v1")
+        with client_at(running.url) as client:
+            for page in ("/plain", "/later", "/stream"):
+                answer = client.get(page)
+                assert (answer.status_code, len(answer.text)) == (200, 12), answer.text

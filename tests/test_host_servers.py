@@ -18,6 +18,7 @@ SERVERS = {
         "gunicorn fake_host:app --preload -w 2 -k uvicorn_worker.UvicornWorker " + ASGI_BIND,
         2,
     ),
+    "gunicorn's own worker": ("gunicorn fake_host:app -w 2 -k asgi " + ASGI_BIND, 2),
     "hypercorn on trio": ("hypercorn fake_host:app -k trio " + ASGI_BIND, 1),
     "granian with workers": (
         "granian fake_host:app --interface asgi --workers 2 --port {port}",

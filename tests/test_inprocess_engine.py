@@ -201,6 +201,24 @@ async def test_a_stream_that_is_dropped_frees_its_place(anyio_backend: str) -> N
         await until_async(lambda: n_cancelled(engine._local) == 1)
 
 
+def test_a_stream_of_a_loop_that_is_gone_does_not_seem_to_have_ended() -> None:
+    app = fake_app(FakeBackend(n_ctx=4096))
+    streams = []
+
+    async def begin() -> None:
+        streams.append(app.engine.stream_chat("hi"))
+        await anext(streams[0])
+
+    async def go_on() -> None:
+        with pytest.raises(RuntimeError, match="another event loop"):
+            await anext(streams[0])
+        await until_async(lambda: n_cancelled(app) == 1)
+        await app.aclose()
+
+    anyio.run(begin)
+    anyio.run(go_on)
+
+
 async def test_a_stream_that_nobody_reads_costs_nothing() -> None:
     async with engine_of() as engine:
         engine.stream_chat("hi")

@@ -16,7 +16,7 @@ import anyio
 import httpx
 import pytest
 from clients import OpenRequest, client_of
-from fakes import FakeBackend
+from fakes import FakeBackend, fake_app
 from servers import (
     MODEL,
     SMALL,
@@ -35,7 +35,7 @@ from starlette.types import Receive, Scope, Send
 import openai_local
 from openai_local.application import Application
 from openai_local.config import load_settings
-from openai_local.engine import Engine, EngineConfig
+from openai_local.engine import Engine, EngineConfig, EngineStopped
 
 CHAT = {"messages": [{"role": "user", "content": "Tell me a story."}], "max_tokens": 4}
 ENDLESS = {**CHAT, "model": MODEL, "max_tokens": None, "ignore_eos": True, "stream": True}
@@ -107,6 +107,27 @@ async def main():
     sys.exit(7)
 
 asyncio.run(main())
+"""
+
+EXIT_IN_CLOSE = """
+import sys, threading, time
+from openai_local.engine import Engine, EngineStopped
+
+told = threading.Event()
+
+def open_backend(config, stopping):
+    while not stopping():
+        time.sleep(0.001)
+    told.set()
+    time.sleep(0.5)  # as C code that nothing interrupts
+    print("given up")
+    raise EngineStopped
+
+engine = Engine("fake.gguf", open_backend=open_backend)
+engine.start()
+threading.Thread(target=engine.close, daemon=True).start()
+told.wait()
+sys.exit(7)
 """
 
 
@@ -184,6 +205,12 @@ def test_the_interpreters_exit_gives_a_long_load_up() -> None:
         assert "given up" in running.output
 
 
+def test_the_interpreters_exit_waits_for_the_thread_though_somebody_else_does() -> None:
+    with process(["-c", EXIT_IN_CLOSE]) as running:
+        assert running.wait(10) == 7
+        assert running.output == "given up\n"
+
+
 @pytest.mark.model
 @pytest.mark.anyio
 async def test_closing_in_a_stream_tells_the_reader_and_joins_the_thread() -> None:
@@ -217,6 +244,50 @@ async def test_the_lifespan_can_be_entered_again() -> None:
             assert not engine_threads() - before
             closed = await client.post("/chat/completions", json={**CHAT, "model": MODEL})
             assert (closed.status_code, closed.json()["error"]["code"]) == (503, "engine_stopped")
+
+
+@pytest.mark.anyio
+async def test_where_a_start_that_was_cut_off_is_served_all_the_same_a_request_loads() -> None:
+    loads: list[Path] = []
+
+    def open_backend(config: EngineConfig, stopping: Callable[[], bool]) -> FakeBackend:
+        loads.append(config.model)
+        while len(loads) == 1:  # the first load takes too long
+            if stopping():
+                raise EngineStopped
+            time.sleep(0.001)
+        return FakeBackend()
+
+    local = Application(
+        load_settings(model="fake.gguf"),
+        lambda config: Engine(config, open_backend=open_backend),
+    )
+    with anyio.move_on_after(0.1) as start:
+        async with local.lifespan():
+            pytest.fail("it was cut off")
+    assert start.cancelled_caught
+    async with client_of(local) as client:
+        served = await client.post("/chat/completions", json={**CHAT, "model": "fake"})
+        assert served.status_code == 200, served.text
+        async with local.lifespan():
+            pass
+        closed = await client.post("/chat/completions", json={**CHAT, "model": "fake"})
+    assert (closed.status_code, len(loads)) == (503, 2)
+
+
+@pytest.mark.anyio
+async def test_of_several_hosts_the_last_to_end_frees_the_models() -> None:
+    backend = FakeBackend()
+    local = fake_app(backend)
+    body = {**CHAT, "model": "fake"}
+    async with client_of(local) as client:
+        async with local.lifespan():
+            async with local.lifespan():
+                assert (await client.post("/chat/completions", json=body)).status_code == 200
+            assert (await client.post("/chat/completions", json=body)).status_code == 200
+            assert not backend.closed
+        assert backend.closed
+        assert (await client.post("/chat/completions", json=body)).status_code == 503
 
 
 @pytest.mark.model

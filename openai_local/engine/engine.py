@@ -301,8 +301,9 @@ class Engine:
             if not self._started:
                 self._started = True
                 self._shared.ready.set_exception(EngineStopped())
-        self._finalizer.detach()
+        # The interpreter's exit may not wait for whoever waits here, so it waits for the thread.
         _end(self._worker)
+        self._finalizer.detach()
 
     def _check_process(self) -> None:
         if self._worker.forked:

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from openai_local.api.chunks import Chunks, Completion, Start
 from openai_local.api.errors import named
 from openai_local.api.types.generation import StreamOptions
+from openai_local.engine.bridge import Loop
 from openai_local.models.session import Session
 
 Chunk = TypeVar("Chunk", bound=BaseModel)
@@ -32,7 +33,8 @@ class Stream(Generic[Chunk]):
     """An async iterator of chunks. Nothing is computed before the first is asked for.
 
     Leaving ``async with``, :meth:`aclose`, cancelling the task that reads it, or dropping it frees
-    the places of its generations before their next token. For one task at a time.
+    the places of its generations before their next token. For one event loop, and one task at a
+    time.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Stream(Generic[Chunk]):
         self._prompt_param = prompt_param
         self._completion: Completion | None = None
         self._chunks: Chunks | None = None
+        self._loop: Loop | None = None
 
     def __aiter__(self) -> Stream[Chunk]:
         return self
@@ -65,6 +68,11 @@ class Stream(Generic[Chunk]):
             raise
 
     async def _next(self) -> dict[str, Any]:
+        loop = Loop()
+        if self._loop not in (None, loop):
+            # What a loop leaves behind is closed by it, and would look like the end.
+            raise RuntimeError("the stream is of another event loop")
+        self._loop = loop
         plan, self._plan = self._plan, None
         if plan is not None:
             self._completion = (await plan(self._models))()

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Awaitable, Callable
-from inspect import isawaitable
+from inspect import (
+    isasyncgen,
+    isasyncgenfunction,
+    isawaitable,
+    isgenerator,
+    isgeneratorfunction,
+)
 from typing import Any
 
 from starlette.requests import Request
 
+from openai_local.config import ConfigError
 from openai_local.routes.errors import HttpRefusal
 
 # Lets a request in by returning, unless it returns False; else raises Starlette's HTTPException.
@@ -30,6 +37,14 @@ def check_key(request: Request, api_key: str | None) -> None:
         raise HttpRefusal("Incorrect API key provided.", 401, "invalid_api_key")
 
 
+def check_authorize(authorize: object) -> None:
+    """Raises ConfigError for what is no function, or one that would let in by being called."""
+    if not callable(authorize):
+        raise ConfigError(f"authorize: a function is wanted, not {authorize!r}")
+    if any(is_one(authorize) for is_one in (isgeneratorfunction, isasyncgenfunction)):
+        raise ConfigError("authorize: a function that returns is wanted, not one that yields")
+
+
 async def check_host(request: Request, authorize: Authorize | None) -> None:
     """Raises HttpRefusal 401 where the host says False, and what ``authorize`` raises."""
     if authorize is None:
@@ -37,5 +52,7 @@ async def check_host(request: Request, authorize: Authorize | None) -> None:
     verdict = authorize(request)
     if isawaitable(verdict):
         verdict = await verdict
+    if isgenerator(verdict) or isasyncgen(verdict):
+        raise TypeError("authorize returned a generator, in which nothing has run")
     if verdict is False:
         raise HttpRefusal("Unauthorized.", 401, "unauthorized")

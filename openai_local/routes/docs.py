@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from html import escape
 from typing import Any
+from urllib.parse import quote
 
 from pydantic_core import to_json
 from starlette.requests import Request
@@ -27,6 +28,8 @@ summary { cursor: pointer; padding: .3rem 0 } code, b { font-family: ui-monospac
 table { border-collapse: collapse; margin: .5rem 0 1rem } td { padding: .1rem .8rem .1rem 0;
 vertical-align: top } :root { color-scheme: light dark }
 """
+
+IN_A_PATH = "/:@!$&'()*+,;="  # beside what quote leaves alone: RFC 3986's pchar
 
 Json = dict[str, Any]
 
@@ -61,8 +64,8 @@ def _html(needs_key: bool, server: str) -> bytes:
 
 
 def _base(request: Request, path: str) -> str:
-    """Where the application is mounted, as its clients see it."""
-    return str(request.scope["path"]).removesuffix(path) or "/"
+    """Where the application is mounted, as its clients write it."""
+    return quote(str(request.scope["path"]).removesuffix(path), safe=IN_A_PATH) or "/"
 
 
 def _page(whole: Json) -> str:

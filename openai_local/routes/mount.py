@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from urllib.parse import unquote
 
 from starlette.types import Scope
+
+SLASHES = re.compile("//+")
 
 
 def mounted(scope: Scope) -> Scope:
@@ -15,6 +18,7 @@ def mounted(scope: Scope) -> Scope:
     # Litestar cuts its prefix off the path and does not say so.
     if asked.endswith(root + inner):
         root = asked.removesuffix(inner)
+    root = SLASHES.sub("/", root)  # a proxy's that ends in one, before the mount's
     return {**scope, "root_path": root, "path": (root + inner) or "/"}
 
 
@@ -29,12 +33,14 @@ def below(scope: Scope, prefix: str) -> Scope | None:
 
 def inner_path(scope: Scope) -> str:
     """The path as the application's own routes have it."""
-    root, path = _root_path(scope), str(scope["path"])
+    told, root, path = scope.get("root_path") or "", _root_path(scope), str(scope["path"])
     if _asked(scope) == root + path:
         return path  # the host has cut it
     for prefix in _ends(root):
         if path == prefix or path.startswith(prefix + "/"):
-            return path[len(prefix) :]
+            inner = path[len(prefix) :]
+            # As uvicorn has it, the root path with its last slash before a path with its first.
+            return inner[1:] if told.endswith("/") and inner.startswith("//") else inner
     return path
 
 
