@@ -13,6 +13,7 @@ and, if anything is not as it is by default, in the settings::
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from inspect import isawaitable, iscoroutinefunction
 from io import BytesIO
@@ -21,7 +22,7 @@ from typing import Any, TypeVar
 from asgiref.sync import ThreadSensitiveContext, sync_to_async
 from django.conf import settings
 from django.core.asgi import get_asgi_application as _django_application
-from django.core.exceptions import ImproperlyConfigured, PermissionDenied
+from django.core.exceptions import ImproperlyConfigured, PermissionDenied, SuspiciousOperation
 from django.core.handlers.asgi import ASGIRequest
 from django.db import close_old_connections
 from django.http import HttpRequest, HttpResponse
@@ -35,6 +36,8 @@ from openai_local.application import Application
 from openai_local.config import ConfigError
 from openai_local.middleware import Middleware
 from openai_local.routes.auth import Authorize, check_authorize
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Auth = Callable[[HttpRequest], Awaitable[Any] | Any]
@@ -166,6 +169,9 @@ def _authorize(auth: Auth | str | None) -> Authorize | None:
                 return bool(await verdict if isawaitable(verdict) else verdict)
             except PermissionDenied as error:
                 raise HTTPException(403, str(error) or "Forbidden.") from None
+            except SuspiciousOperation as error:  # such as a host that is not in ALLOWED_HOSTS
+                logger.warning("%s", error)
+                raise HTTPException(400, "Bad request.") from None
             finally:
                 await sync_to_async(close_old_connections)()
 

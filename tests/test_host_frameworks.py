@@ -170,6 +170,7 @@ settings.configure(
     OPENAI_LOCAL={},
 )
 django.setup()
+from django.core.exceptions import DisallowedHost
 from django.db import connection, connections
 from django.test import override_settings
 import openai_local.django as ours
@@ -198,6 +199,10 @@ assert len(set(map(id, used))) == 2
 assert [each.connection for each in used] == [None, None]
 assert asyncio.run(ask(1, acheck, {"x-name": "ada"})) == [200]
 assert asyncio.run(ask(1, acheck, {"x-name": "bob"})) == [401]
+def elsewhere(request):
+    raise DisallowedHost("evil.example")
+
+assert asyncio.run(ask(1, elsewhere)) == [400]
 # A coroutine is true, whoever it is about.
 assert asyncio.run(ask(1, lambda request: acheck(request), {"x-name": "bob"})) == [401]
 print("closed")
