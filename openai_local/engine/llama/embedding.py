@@ -34,15 +34,15 @@ class LlamaEmbedding:
         self._n_embd: int = lib.llama_model_n_cls_out(model) if self.ranks else info.n_embd
         params = lib.llama_context_default_params()
         if self.whole_inputs:
-            self.n_batch = max(config.n_ubatch, info.n_ctx, self.n_seq)
-            params.n_ubatch = self.n_batch
+            n_batch = max(config.n_ubatch, info.n_ctx)
             params.pooling_type = self._pooling
         else:
-            # llama.cpp reserves an output for each sequence, and asserts that they fit the batch.
-            self.n_batch = max(config.n_ubatch, self.n_seq)
-            params.n_ubatch = self.n_batch
+            n_batch = config.n_ubatch
             params.pooling_type = self._pooling if self.ranks else lib.LLAMA_POOLING_TYPE_NONE
-        params.n_batch = self.n_batch
+        # llama.cpp reserves as many tokens and outputs for each sequence, and asserts that they
+        # are a batch.
+        self.n_batch = -(-n_batch // self.n_seq) * self.n_seq
+        params.n_batch = params.n_ubatch = self.n_batch
         params.n_ctx = max(self.n_batch, info.n_ctx)
         params.n_seq_max = self.n_seq
         params.kv_unified = True
