@@ -209,6 +209,8 @@ def setting(name: str, value: Any, kind: Type = Type.UINT32) -> Callable[[Fields
         ("llama.expert_count", 4, "uses none"),
         ("llama.expert_used_count", 2, "uses 2 of 0 experts"),
         ("llama.expert_group_count", 2, "in 2 groups"),
+        ("llama.embedding_length_out", 256, "64 dimensions, and 256 come out"),
+        ("general.sampling.top_k", 40, "llama"),
         ("tokenizer.ggml.bos_token_id", 2**32 - 1, "llama"),  # llama.cpp takes its default
     ],
 )
@@ -222,6 +224,18 @@ def test_metadata_that_contradict_each_other_are_refused(
 def test_an_epsilon_that_is_no_small_number_is_refused(value: float) -> None:
     key_ = "llama.attention.layer_norm_rms_epsilon"
     assert f"{key_} is {value}" in broken(setting(key_, value, Type.FLOAT32))
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"), [("warm", Type.STRING), (float("nan"), Type.FLOAT32), (True, Type.BOOL)]
+)
+def test_a_recommended_sampling_that_is_no_number_is_refused(value: Any, kind: Type) -> None:
+    change = setting("general.sampling.temp", value, kind)
+    assert "general.sampling.temp is no number" in broken(change)
+
+
+def test_a_state_must_be_twice_as_wide_in_jamba() -> None:
+    assert "is not twice 32" in broken(setting("jamba.embedding_length", 32), "jamba")
 
 
 def test_an_unknown_scaling_is_refused() -> None:
@@ -245,3 +259,21 @@ def test_a_vocabulary_must_have_every_token_once_and_every_byte() -> None:
     assert "a token twice" in broken(same)
     assert "no token for 243 bytes" in broken(no_bytes)
     assert "258 tokens, and embeddings for 259" in broken(shorter)
+
+
+@pytest.mark.parametrize(
+    "edited", [("<s>", Type.STRING, None), ([1] * tiny.N_VOCAB, Type.ARRAY, Type.UINT32)]
+)
+def test_a_vocabulary_is_a_list_of_strings(edited: tuple[Any, Type, Type | None]) -> None:
+    def change(fields: Fields, tensors: Tensors) -> None:
+        fields["tokenizer.ggml.tokens"] = edited
+
+    assert "its vocabulary is no list of strings" in broken(change)
+
+
+def test_words_that_are_cut_at_spaces_need_a_vocabulary_that_does() -> None:
+    def change(fields: Fields, tensors: Tensors) -> None:
+        fields["tokenizer.ggml.model"] = ("gpt2", Type.STRING, None)
+        fields["tokenizer.ggml.pre"] = ("whitespace", Type.STRING, None)
+
+    assert "of kind 'gpt2' is cut at whitespace" in broken(change)

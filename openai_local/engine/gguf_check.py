@@ -25,6 +25,8 @@ _SPECIAL: Mapping[str, tuple[int, int, int]] = {
     "llama": (1, 2, _NULL),
     "bert": (101, _NULL, 102),
     "gpt2": (11, 11, _NULL),
+    "hybriddna": (11, 11, _NULL),
+    "whitespace": (11, 11, _NULL),
     "t5": (_NULL, 1, _NULL),
     "gemma4": (_NULL, _NULL, _NULL),
 }
@@ -53,6 +55,12 @@ _ALWAYS_WINDOWED = frozenset(
     " granite_swa maple mimo2 muse-glimmer spark2_5 step35".split()
 )
 
+# Of these, changed files were searched for one that passes and ends the process.
+_SEARCHED = frozenset(
+    "bert gemma gemma-embedding gemma2 gemma3 gpt2 jamba lfm2 llama mamba qwen2 qwen2vl"
+    " qwen3".split()
+)
+
 # They have no product with what is computed; integers are indices.
 _INDEX_TYPES = frozenset(("I32", "I64"))
 _NO_WEIGHTS = _INDEX_TYPES | {"I8", "I16", "F64", "Q8_1", "Q8_K"}
@@ -71,6 +79,11 @@ _FLOATS = (".ssm_conv1d.weight", ".shortconv.conv.weight", ".ssm_a", ".ssm_d")
 _SCANNED = frozenset(
     "falcon-h1 granitehybrid jamba mamba mamba2 nemotron_h nemotron_h_moe plamo2".split()
 )
+
+
+def is_searched(file: GgufFile) -> bool:
+    """Whether what passes the rules here is known to be safe, as far as a search has found."""
+    return file.metadata.get("general.architecture") in _SEARCHED
 
 
 def read_checked(path: Path) -> tuple[GgufFile, ...]:
@@ -96,6 +109,10 @@ def _check_layers(facts: Facts) -> None:
 def _check_sizes(facts: Facts) -> None:
     n_embd = facts.integer("embedding_length", 0)
     facts.require(0 < n_embd < 1 << 24, f"its embeddings have {n_embd} dimensions")
+    n_out = facts.integer("embedding_length_out", 0)
+    projected = [t.shape[-1] for name, t in facts.tensors.items() if name.startswith("dense_")]
+    reason = f"its embeddings have {n_embd} dimensions, and {n_out} come out"
+    facts.require(n_out in (0, n_embd, *projected), reason)
     pooling = facts.integer("pooling_type", _NULL)
     facts.require(pooling in _POOLINGS, f"its pooling_type is {pooling}")
 
@@ -191,6 +208,9 @@ def _check_states(facts: Facts) -> None:
     kernel, rank = facts.integer("ssm.conv_kernel", 0), facts.integer("ssm.time_step_rank", 0)
     plausible = all(0 < n < 1 << 20 for n in (inner, size, kernel, rank)) and groups < 1 << 16
     facts.require(plausible, f"its states are of {inner} times {size}, with kernels of {kernel}")
+    if facts.architecture == "jamba":
+        n_embd = facts.integer("embedding_length", 0)
+        facts.require(inner == 2 * n_embd, f"its inner_size of {inner} is not twice {n_embd}")
     for tensor in facts.tensors.values():
         if not tensor.name.endswith((".ssm_a", ".ssm_a.weight")) or len(tensor.shape) < 2:
             continue
@@ -204,6 +224,9 @@ def _check_numbers(facts: Facts) -> None:
     scaling = facts.word("rope.scaling.type", "linear")
     facts.require(scaling in _ROPE_SCALINGS, f"its rope.scaling.type is {scaling[:40]!r}")
     for key, value in facts.metadata.items():
+        if key.startswith("general.sampling.") and not key.endswith(".sequence"):
+            numeric = isinstance(value, int | float) and not isinstance(value, bool)
+            facts.require(numeric and math.isfinite(value), f"{key} is no number")  # type: ignore[arg-type]
         if not isinstance(value, float) or not key.startswith(f"{facts.architecture}."):
             continue
         facts.require(math.isfinite(value), f"{key} is {value}")
@@ -213,13 +236,18 @@ def _check_numbers(facts: Facts) -> None:
 def _check_vocabulary(facts: Facts) -> None:
     kind = facts.text("tokenizer.ggml.model", "none")
     tokens = facts.metadata.get(TOKENS)
+    if tokens is None:
+        return
     if not isinstance(tokens, Array) or tokens.type != "string":
-        return  # llama.cpp refuses it, or there is none
+        raise facts.refuse("its vocabulary is no list of strings")
     known = set(tokens.values)
     if b"" in known:  # an empty one gets a name of its own
         known |= {b"[EMPTY_%d]" % i for i, text in enumerate(tokens.values) if not text}
         known.remove(b"")
     facts.require(len(known) == tokens.n, "its vocabulary has a token twice")
+    # It cuts words without marking their spaces, which merges then assert that there are none of.
+    spaces = facts.text("tokenizer.ggml.pre", "") == "whitespace" and kind != "whitespace"
+    facts.require(not spaces, f"its vocabulary of kind {kind[:40]!r} is cut at whitespace")
     _check_size(facts, tokens.n)
     _check_special(facts, kind, tokens.n)
     types = facts.metadata.get(TOKEN_TYPES)
