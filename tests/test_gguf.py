@@ -103,6 +103,11 @@ def test_anything_may_follow_the_magic(data: bytes) -> None:
     [
         (b"", "it is not a GGUF file"),
         (b"\x7fELF" + bytes(100), "it is not a GGUF file"),
+        (b"PK\x03\x04" + bytes(9), "but a zip archive"),
+        (b"\n<!DOCTYPE html>", "but a web page"),
+        (b"version https://git-lfs.github.com/spec/v1", "which is to be pulled"),
+        (struct.pack("<Q", 99) + b'{"__metadata__":{}}', "but safetensors"),
+        (b"tjgg" + bytes(9), "of the format before GGUF"),
         (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "it is big-endian, or no GGUF file"),
         (header(version=1), "it is of GGUF version 1, not 2 or 3"),
         (header(n_tensors=2**40), f"it claims to have {2**40} tensors"),
@@ -236,6 +241,18 @@ def test_a_recommended_sampling_that_is_no_number_is_refused(value: Any, kind: T
 
 def test_a_state_must_be_twice_as_wide_in_jamba() -> None:
     assert "is not twice 32" in broken(setting("jamba.embedding_length", 32), "jamba")
+
+
+@pytest.mark.parametrize(
+    ("key_", "kind", "reason"),
+    [
+        ("general.type", "adapter", "it is an adapter"),
+        ("general.type", "imatrix", "it is an importance matrix"),
+        ("general.architecture", "clip", "it is a projector"),
+    ],
+)
+def test_what_is_beside_a_model_is_none(key_: str, kind: str, reason: str) -> None:
+    assert reason in broken(setting(key_, kind, Type.STRING))
 
 
 def test_an_unknown_scaling_is_refused() -> None:

@@ -30,6 +30,16 @@ ALIGNMENT = 32
 TOKENS = "tokenizer.ggml.tokens"
 TOKEN_TYPES = "tokenizer.ggml.token_type"
 
+# What else comes under the name of a model.
+_OTHERS: Mapping[bytes, str] = {
+    b"PK\x03\x04": "a zip archive",
+    b"\x1f\x8b": "a gzip archive",
+    b"<": "a web page",
+    b"version https://git-lfs": "the name of a large file in git, which is to be pulled",
+    b"tjgg": "of the format before GGUF",
+    b"fmgg": "of the format before GGUF",
+    b"lmgg": "of the format before GGUF",
+}
 _WINDOW = 1 << 20
 _STRING, _ARRAY, _BOOL = 8, 9, 7
 _SCALARS = {
@@ -141,6 +151,10 @@ class _Cursor:
         self._at += n
         return value
 
+    def return_to(self, position: int) -> None:
+        """Within what was taken last."""
+        self._at = position - self._start
+
     def skip(self, n: int) -> None:
         self._check(n)
         self._at += n
@@ -193,6 +207,8 @@ def read_gguf(path: Path) -> GgufFile:
     within the bounds above.
     """
     try:
+        if path.is_dir():
+            raise InvalidGguf(path, "it is a directory")
         if not path.is_file():
             raise InvalidGguf(path, "there is no such file")
         with path.open("rb", buffering=0) as file:
@@ -205,8 +221,10 @@ def read_gguf(path: Path) -> GgufFile:
 
 
 def _read(cursor: _Cursor) -> GgufFile:
-    if cursor.size < 4 or cursor.take(4) != MAGIC:
-        raise cursor.refuse("it is not a GGUF file")
+    head = cursor.take(min(cursor.size, 64))
+    if head[:4] != MAGIC:
+        raise cursor.refuse(f"it is not a GGUF file{_what_else(head)}")
+    cursor.return_to(4)
     version = cursor.number("<I")
     if version & 0xFFFF == 0:
         raise cursor.refuse("it is big-endian, or no GGUF file")
@@ -225,6 +243,15 @@ def _read(cursor: _Cursor) -> GgufFile:
         types[key] = _TYPE_NAMES[type_id]
     tensors = _tensors(cursor, n_tensors, _alignment(cursor, metadata, types))
     return GgufFile(cursor.path, cursor.size, version, metadata, types, tensors)
+
+
+def _what_else(head: bytes) -> str:
+    if head[8:9] == b"{":
+        return ", but safetensors"
+    for mark, name in _OTHERS.items():
+        if head.lstrip().startswith(mark):
+            return f", but {name}"
+    return "" if head else ": it is empty"
 
 
 def _name(cursor: _Cursor, what: str, known: Mapping[str, object]) -> str:

@@ -14,6 +14,12 @@ from openai_local.engine.gguf import TOKEN_TYPES, TOKENS, Array, GgufFile, read_
 from openai_local.engine.gguf_facts import Facts
 from openai_local.engine.gguf_layers import head_sizes, windows
 
+# Other things that a GGUF file may be, by its general.type.
+_NO_MODELS: Mapping[str, str] = {
+    "adapter": "an adapter (LoRA)",
+    "mmproj": "a projector (mmproj)",
+    "imatrix": "an importance matrix",
+}
 MAX_LAYERS = 512
 MAX_EXPERTS = 1024
 _ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
@@ -96,6 +102,14 @@ def read_checked(path: Path) -> tuple[GgufFile, ...]:
     for rule in _RULES:
         rule(facts)
     return parts
+
+
+def _check_kind(facts: Facts) -> None:
+    kind = facts.text("general.type", "model")
+    if facts.architecture == "clip":
+        kind = "mmproj"
+    if kind in _NO_MODELS:
+        raise facts.refuse(f"it is {_NO_MODELS[kind]}, no model")
 
 
 def _check_layers(facts: Facts) -> None:
@@ -291,6 +305,7 @@ def _check_special(facts: Facts, kind: str, n_tokens: int) -> None:
 
 
 _RULES: tuple[Callable[[Facts], None], ...] = (
+    _check_kind,
     _check_layers,
     _check_sizes,
     _check_heads,
