@@ -294,3 +294,12 @@ def test_words_that_are_cut_at_spaces_need_a_vocabulary_that_does() -> None:
         fields["tokenizer.ggml.pre"] = ("whitespace", Type.STRING, None)
 
     assert "of kind 'gpt2' is cut at whitespace" in broken(change)
+
+
+def test_a_unigram_vocabulary_has_a_sound_table() -> None:
+    def change(fields: Fields, tensors: Tensors) -> None:
+        fields["tokenizer.ggml.model"] = ("t5", Type.STRING, None)
+        table = [4, 0, 0, 0, *(0, 255, 255, 127), 0]
+        fields["tokenizer.ggml.precompiled_charsmap"] = (table, Type.ARRAY, Type.UINT8)
+
+    assert "precompiled_charsmap leads out of itself" in broken(change)

@@ -29,6 +29,7 @@ ALIGNMENT = 32
 # Lists that are kept whole: llama.cpp asserts things about their values.
 TOKENS = "tokenizer.ggml.tokens"
 TOKEN_TYPES = "tokenizer.ggml.token_type"
+CHARSMAP = "tokenizer.ggml.precompiled_charsmap"
 
 # What else comes under the name of a model.
 _OTHERS: Mapping[bytes, str] = {
@@ -68,7 +69,8 @@ TENSOR_TYPES: Mapping[int, tuple[str, int, int]] = {
 @dataclass(frozen=True, slots=True)
 class Array:
     """``n`` values of a type. ``values`` has them, or is empty where they are not kept: there are
-    more than MAX_KEPT, or they are strings. Of the tokens it has all, as bytes, and their types."""
+    more than MAX_KEPT, or they are strings. Of the tokens it has all, as bytes, and what is told
+    of them above."""
 
     type: str
     n: int
@@ -287,7 +289,7 @@ def _array(cursor: _Cursor, key: str) -> Array:
         raise cursor.refuse(f"{key[:80]!r} is a list of an unknown type {type_id}")
     code = _SCALARS[type_id]
     n_bytes = n * struct.calcsize("<" + code)
-    if n > MAX_KEPT and (key != TOKEN_TYPES or n > MAX_STRINGS):
+    if n > MAX_KEPT and (key not in (TOKEN_TYPES, CHARSMAP) or n > MAX_STRINGS):
         cursor.skip(n_bytes)
         return Array(_TYPE_NAMES[type_id], n)
     values = struct.unpack(f"<{n}{code}", cursor.take(n_bytes))

@@ -10,7 +10,8 @@ import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from openai_local.engine.gguf import TOKEN_TYPES, TOKENS, Array, GgufFile, read_model
+from openai_local.engine.gguf import CHARSMAP, TOKEN_TYPES, TOKENS, Array, GgufFile, read_model
+from openai_local.engine.gguf_charsmap import is_sound
 from openai_local.engine.gguf_facts import Facts
 from openai_local.engine.gguf_layers import head_sizes, windows
 
@@ -264,6 +265,11 @@ def _check_vocabulary(facts: Facts) -> None:
     facts.require(not spaces, f"its vocabulary of kind {kind[:40]!r} is cut at whitespace")
     _check_size(facts, tokens.n)
     _check_special(facts, kind, tokens.n)
+    charsmap = facts.metadata.get(CHARSMAP)
+    if kind == "t5" and isinstance(charsmap, Array) and charsmap.type in ("uint8", "int8"):
+        whole = len(charsmap.values) == charsmap.n
+        sound = whole and is_sound(bytes(n & 0xFF for n in charsmap.values))
+        facts.require(sound, "its precompiled_charsmap leads out of itself")
     types = facts.metadata.get(TOKEN_TYPES)
     if kind == "bert" and isinstance(types, Array):
         facts.require(_BYTE not in types.values, "its vocabulary has bytes, which BERT's cannot")
