@@ -303,3 +303,17 @@ def test_a_unigram_vocabulary_has_a_sound_table() -> None:
         fields["tokenizer.ggml.precompiled_charsmap"] = (table, Type.ARRAY, Type.UINT8)
 
     assert "precompiled_charsmap leads out of itself" in broken(change)
+
+
+def test_words_of_rwkv_begin_with_tokens() -> None:
+    def vocabulary(last: str) -> Callable[[Fields, Tensors], None]:
+        def change(fields: Fields, tensors: Tensors) -> None:
+            fields["tokenizer.ggml.model"] = ("rwkv", Type.STRING, None)
+            words = ["<s>", *(f"\\x{byte:02x}" for byte in range(255)), "\\n\\t", "a\\'", last]
+            fields["tokenizer.ggml.tokens"] = (words, Type.ARRAY, Type.STRING)
+
+        return change
+
+    assert broken(vocabulary("abc")) == "llama"
+    assert "whose first byte is no token" in broken(vocabulary("\\xff\\x01"))
+    assert broken(vocabulary("\\xff")) == "llama"

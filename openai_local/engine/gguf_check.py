@@ -10,10 +10,10 @@ import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from openai_local.engine.gguf import CHARSMAP, TOKEN_TYPES, TOKENS, Array, GgufFile, read_model
-from openai_local.engine.gguf_charsmap import is_sound
+from openai_local.engine.gguf import Array, GgufFile, read_model
 from openai_local.engine.gguf_facts import Facts
 from openai_local.engine.gguf_layers import head_sizes, windows
+from openai_local.engine.gguf_vocabulary import check_vocabulary
 
 # Other things that a GGUF file may be, by its general.type.
 _NO_MODELS: Mapping[str, str] = {
@@ -25,22 +25,6 @@ MAX_LAYERS = 512
 MAX_EXPERTS = 1024
 _ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 _POOLINGS = range(-1, 5)
-_NULL = -1
-
-# Bos, eos, sep, where a file does not say; and whether bos and sep begin and end a text.
-_SPECIAL: Mapping[str, tuple[int, int, int]] = {
-    "llama": (1, 2, _NULL),
-    "bert": (101, _NULL, 102),
-    "gpt2": (11, 11, _NULL),
-    "hybriddna": (11, 11, _NULL),
-    "whitespace": (11, 11, _NULL),
-    "t5": (_NULL, 1, _NULL),
-    "gemma4": (_NULL, _NULL, _NULL),
-}
-_BYTE = 6
-# Those that UTF-8 has: llama.cpp throws where it needs the token of one and there is none.
-_TEXT_BYTES = sorted(set(range(256)) - {0xC0, 0xC1, *range(0xF5, 0x100)})
-
 # Their graphs assert that all of a head is rotated.
 _WHOLE_ROTATION = frozenset(
     "apertus arcee arctic baichuan chameleon codeshell cogvlm cohere2moe dbrx deci deepseek dots1"
@@ -128,7 +112,7 @@ def _check_sizes(facts: Facts) -> None:
     projected = [t.shape[-1] for name, t in facts.tensors.items() if name.startswith("dense_")]
     reason = f"its embeddings have {n_embd} dimensions, and {n_out} come out"
     facts.require(n_out in (0, n_embd, *projected), reason)
-    pooling = facts.integer("pooling_type", _NULL)
+    pooling = facts.integer("pooling_type", -1)
     facts.require(pooling in _POOLINGS, f"its pooling_type is {pooling}")
 
 
@@ -248,68 +232,6 @@ def _check_numbers(facts: Facts) -> None:
         facts.require(value >= 0 or "epsilon" not in key, f"{key} is {value}")
 
 
-def _check_vocabulary(facts: Facts) -> None:
-    kind = facts.text("tokenizer.ggml.model", "none")
-    tokens = facts.metadata.get(TOKENS)
-    if tokens is None:
-        return
-    if not isinstance(tokens, Array) or tokens.type != "string":
-        raise facts.refuse("its vocabulary is no list of strings")
-    known = set(tokens.values)
-    if b"" in known:  # an empty one gets a name of its own
-        known |= {b"[EMPTY_%d]" % i for i, text in enumerate(tokens.values) if not text}
-        known.remove(b"")
-    facts.require(len(known) == tokens.n, "its vocabulary has a token twice")
-    # It cuts words without marking their spaces, which merges then assert that there are none of.
-    spaces = facts.text("tokenizer.ggml.pre", "") == "whitespace" and kind != "whitespace"
-    facts.require(not spaces, f"its vocabulary of kind {kind[:40]!r} is cut at whitespace")
-    _check_size(facts, tokens.n)
-    _check_special(facts, kind, tokens.n)
-    charsmap = facts.metadata.get(CHARSMAP)
-    if kind == "t5" and isinstance(charsmap, Array) and charsmap.type in ("uint8", "int8"):
-        whole = len(charsmap.values) == charsmap.n
-        sound = whole and is_sound(bytes(n & 0xFF for n in charsmap.values))
-        facts.require(sound, "its precompiled_charsmap leads out of itself")
-    types = facts.metadata.get(TOKEN_TYPES)
-    if kind == "bert" and isinstance(types, Array):
-        facts.require(_BYTE not in types.values, "its vocabulary has bytes, which BERT's cannot")
-    if kind == "llama":
-        missing = [b for b in _TEXT_BYTES if b"<0x%02X>" % b not in known]
-        missing = [b for b in missing if b == 0 or bytes([b]) not in known]
-        facts.require(not missing, f"its vocabulary has no token for {len(missing)} bytes of texts")
-
-
-def _check_size(facts: Facts, n_tokens: int) -> None:
-    embeddings = facts.tensors.get("token_embd.weight")
-    if embeddings is not None and len(embeddings.shape) == 2:
-        n_rows = embeddings.shape[1]
-        facts.require(
-            n_rows == n_tokens, f"it has {n_tokens} tokens, and embeddings for {n_rows} of them"
-        )
-
-
-def _check_special(facts: Facts, kind: str, n_tokens: int) -> None:
-    """What is put before and after every text must be in the vocabulary."""
-    if kind not in _SPECIAL:
-        return
-    ids = dict(zip(("bos", "eos", "seperator"), _SPECIAL[kind], strict=True))
-    for name, default in ids.items():
-        given = facts.number(f"tokenizer.ggml.{name}_token_id", default)
-        ids[name] = given if 0 <= given < n_tokens else default
-    adds = {"bos": kind != "t5", "eos": kind == "t5", "seperator": False}
-    adds = {
-        name: facts.flag(f"tokenizer.ggml.add_{name}_token", default)
-        for name, default in adds.items()
-    }
-    if kind == "bert":
-        adds = {"bos": True, "eos": False, "seperator": True}
-    elif kind == "gemma4":
-        adds["bos"] = True
-    for name, added in adds.items():
-        known = 0 <= ids[name] < n_tokens or not added or (name == "seperator" and kind != "bert")
-        facts.require(known, f"texts get a {name} token, and its vocabulary has none")
-
-
 _RULES: tuple[Callable[[Facts], None], ...] = (
     _check_kind,
     _check_layers,
@@ -321,5 +243,5 @@ _RULES: tuple[Callable[[Facts], None], ...] = (
     _check_tensors,
     _check_states,
     _check_numbers,
-    _check_vocabulary,
+    check_vocabulary,
 )
