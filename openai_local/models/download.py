@@ -262,8 +262,8 @@ class _Transfer:
             file.write(chunk)
             self._done += len(chunk)
             if (took := time.monotonic() - began) > SLOW_S:
-                if self._done - before < MIN_BYTES_PER_S * took:
-                    raise TimeoutError(f"{self._done - before} bytes came in {took:.0f} s")
+                if (n := self._done - before) < MIN_BYTES_PER_S * took:
+                    raise FetchFailed(self._what.shown, f"only {n} bytes came in {took:.0f} s")
                 began, before = time.monotonic(), self._done
             until_check -= len(chunk)
             if until_check < 0:  # others write to the disk, too
@@ -333,6 +333,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     ) -> urllib.request.Request | None:  # fmt: skip
         old, new = urlsplit(self._what.url), urlsplit(newurl)
         if new.scheme != "https" and (old.scheme == "https" or new.scheme != "http"):
+            fp.close()
             raise FetchFailed(self._what.shown, f"it is redirected to {new.scheme}")
         request = super().redirect_request(req, fp, code, msg, headers, newurl)
         if request is not None and (old.scheme, old.netloc) == (new.scheme, new.netloc):
