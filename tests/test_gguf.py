@@ -265,6 +265,10 @@ def test_a_vocabulary_must_have_every_token_once_and_every_byte() -> None:
         tokens, *kinds = fields["tokenizer.ggml.tokens"]
         fields["tokenizer.ggml.tokens"] = ([*tokens[:-1], tokens[0]], *kinds)
 
+    def same_until_nul(fields: Fields, tensors: Tensors) -> None:
+        tokens, *kinds = fields["tokenizer.ggml.tokens"]
+        fields["tokenizer.ggml.tokens"] = ([*tokens[:-1], tokens[0] + "\0x"], *kinds)
+
     def no_bytes(fields: Fields, tensors: Tensors) -> None:
         tokens, *kinds = fields["tokenizer.ggml.tokens"]
         fields["tokenizer.ggml.tokens"] = ([f"t{i}" for i in range(len(tokens))], *kinds)
@@ -274,6 +278,7 @@ def test_a_vocabulary_must_have_every_token_once_and_every_byte() -> None:
         fields["tokenizer.ggml.tokens"] = (tokens[:-1], *kinds)
 
     assert "a token twice" in broken(same)
+    assert "a token twice" in broken(same_until_nul)
     assert "no token for 243 bytes" in broken(no_bytes)
     assert "258 tokens, and embeddings for 259" in broken(shorter)
 

@@ -207,6 +207,22 @@ def test_the_hubs_own_variables_hold(server: HubServer, tmp_path: Path) -> None:
     assert Path(run.stdout).read_bytes() == Q4 and "another" in run.stdout
 
 
+def test_a_gated_model_comes_by_the_variables_of_the_hub(server: HubServer, tmp_path: Path) -> None:
+    server.repositories["owner/name"].token = "hf_secret"
+    server.repositories["owner/name"].gated = True
+    code = (
+        "import sys; from openai_local.models.fetch import fetch;"
+        "from openai_local.models.sources import parse_source;"
+        "sys.stdout.write(str(fetch(parse_source('hf:owner/name'))))"
+    )
+    variables = {"HF_HOME": str(tmp_path), "HF_ENDPOINT": server.url, "HF_TOKEN": "hf_secret"}
+    variables |= {"PATH": "", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(command, env=variables, stdout=subprocess.PIPE, text=True)
+    assert Path(run.stdout).read_bytes() == Q4
+    assert Path(run.stdout).is_relative_to(tmp_path / "hub")
+
+
 def test_a_hub_that_does_not_answer_leaves_the_cache(server: HubServer, tmp_path: Path) -> None:
     path = get("hf:owner/name", hub_of(server, tmp_path))
     gone = Hub("http://127.0.0.1:9", tmp_path / "hub")

@@ -144,3 +144,12 @@ async def test_what_ranks_does_so_with_any_batch(
         together = await engine.rank(inputs)
         alone = np.concatenate([await engine.rank([tokens]) for tokens in inputs])
     assert np.abs(together - alone).max() < 1e-4
+
+
+async def test_inputs_are_as_long_as_the_memory_for_their_rows_allows(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    tiny.bert_reranker(path, n_ctx_train=4096)
+    memory = 2 * 1000 * 4 * (tiny.N_VOCAB + N_EMBD)
+    for n_ctx, expected in ((None, 960), (2000, 2000)):
+        async with Engine(EngineConfig(path, n_ctx, n_threads=1, memory=memory)) as engine:
+            assert engine.info.n_ctx == expected

@@ -36,10 +36,9 @@ def check_vocabulary(facts: Facts) -> None:
         return
     if not isinstance(tokens, Array) or tokens.type != "string":
         raise facts.refuse("its vocabulary is no list of strings")
-    known = set(tokens.values)
-    if b"" in known:  # an empty one gets a name of its own
-        known |= {b"[EMPTY_%d]" % i for i, text in enumerate(tokens.values) if not text}
-        known.remove(b"")
+    # Cut at a NUL, as by C; an empty one gets a name of its own.
+    words = [text.partition(b"\0")[0] for text in tokens.values]
+    known = {word or b"[EMPTY_%d]" % i for i, word in enumerate(words)}
     facts.require(len(known) == tokens.n, "its vocabulary has a token twice")
     # It cuts words without marking their spaces, which merges then assert that there are none of.
     spaces = facts.text("tokenizer.ggml.pre", "") == "whitespace" and kind != "whitespace"

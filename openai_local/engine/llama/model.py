@@ -234,7 +234,7 @@ class LlamaBackend:
             self.n_drop_max = self._most_to_drop(n_ctx)
         else:
             self.n_batch, self.n_drop_max = config.n_batch, n_ctx
-            n_ctx, n_parallel = min(n_ctx, lib.llama_model_n_ctx_train(model)), 1
+            n_parallel = 1
         self.info = ModelInfo(
             path=str(config.model),
             description=text_of(lib.llama_model_desc, model),
