@@ -206,6 +206,7 @@ def setting(name: str, value: Any, kind: Type = Type.UINT32) -> Callable[[Fields
         ("llama.embedding_length", 0, "0 dimensions"),
         ("llama.pooling_type", 9, "pooling_type is 9"),
         ("llama.attention.head_count", 3, "cannot share"),
+        ("llama.attention.head_count", 0, "no heads"),
         ("llama.attention.head_count_kv", 7, "cannot share 7"),
         ("llama.attention.key_length", 0, "0 dimensions for keys"),
         ("llama.attention.value_length", 8, "32 dimensions for keys, 8 for values"),

@@ -30,9 +30,9 @@ _WHOLE_ROTATION = frozenset(
     "apertus arcee arctic baichuan chameleon codeshell cogvlm cohere2moe dbrx deci deepseek dots1"
     " dream ernie4_5 ernie4_5-moe exaone exaone-moe exaone4 falcon granite granitemoe granite_swa"
     " graniteswitch grok grovemoe hunyuan-dense hunyuan-moe hunyuan_vl hy_v3 internlm2 jais2 llada"
-    " llada-moe llama llama-embed llama4 maincoder mellum mistral3 olmo olmo2 olmoe orion paddleocr"
-    " pangu-embedded plamo pockettts qwen2 qwen2moe qwen2vl qwen3 qwen3moe qwen3vl qwen3vlmoe rnd1"
-    " seed_oss smallthinker smollm3 starcoder2 talkie xverse".split()
+    " llada-moe llama llama-embed llama4 maincoder mellum minicpm mistral3 olmo olmo2 olmoe orion"
+    " paddleocr pangu-embedded plamo pockettts qwen2 qwen2moe qwen2vl qwen3 qwen3moe qwen3vl"
+    " qwen3vlmoe rnd1 seed_oss smallthinker smollm3 starcoder2 talkie xverse".split()
 )
 # In all others the heads of keys and values have one size.
 _UNEQUAL_HEADS = frozenset(
@@ -54,6 +54,9 @@ _SEARCHED = frozenset(
     " mistral3 modern-bert nomic-bert olmo olmo2 phi2 qwen2 qwen2moe qwen2vl qwen3 qwen3moe"
     " seed_oss smollm3 stablelm starcoder2".split()
 )
+
+# Those of them that do not divide by the number of heads.
+_HEADLESS = frozenset(("mamba", "mamba2"))
 
 # They have no product with what is computed; integers are indices.
 _INDEX_TYPES = frozenset(("I32", "I64"))
@@ -130,6 +133,8 @@ def _check_heads(facts: Facts) -> None:
         if n and n_kv:
             facts.require(n % n_kv == 0, f"its {n} heads cannot share {n_kv} of keys")
     if heads[0] == 0:
+        headless = facts.architecture in _HEADLESS or facts.architecture not in _SEARCHED
+        facts.require(headless, "its first layer has no heads")
         return
     n_embd = facts.integer("embedding_length", 0)
     if not facts.has("attention.key_length"):
