@@ -110,7 +110,9 @@ class Directory:
         """Once for each problem."""
         if (path, problem) not in self._told:
             self._told.add((path, problem))
-            logger.warning("%s is left out: %s", path, problem)
+            # A name that is no text cannot be written to every log.
+            shown = str(path).encode(errors="replace").decode()
+            logger.warning("%s is left out: %s", shown, problem)
 
     def _unreadable(self, error: OSError) -> None:
         self._tell(Path(error.filename), str(error))
