@@ -108,7 +108,8 @@ def _one_or_many(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
-Name = Annotated[str, Field(min_length=1, max_length=512)]
+# Without control characters: names go into logs and answers.
+Name = Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[^\x00-\x1f\x7f]*$")]
 
 
 def _source(value: Any) -> Any:
@@ -136,6 +137,12 @@ class ModelTable(ModelOptions):
     )
     use: Use = Field("both", description="What it serves: chat, embedding, or both if it can")
     pinned: bool = Field(False, description="Loaded at the start, and never unloaded")
+
+    @model_validator(mode="after")
+    def _agrees(self) -> ModelTable:
+        if self.use == "embedding" and "chat_template" in self.model_fields_set:
+            raise PydanticCustomError("use", "a model for embeddings has no chat_template")
+        return self
 
 
 class Settings(ModelOptions):

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from assets import tiny
 from assets.edit import Fields, Tensors, Type, edited
+from assets.minilm import minilm_gguf
 
 from openai_local.engine import EngineConfig
-from openai_local.models.estimate import MemoryEstimate, estimate, kv_cost
+from openai_local.models.estimate import MemoryEstimate, estimate, kv_cost, of_embeddings
 from openai_local.models.gguf_file import read_header
 
 MIB = 1 << 20
@@ -46,6 +47,68 @@ def test_it_is_what_llama_cpp_allocates(
     assert measured["model"] == pytest.approx(expected.n_weights / MIB, abs=0.02)
     compute = measured["compute"] + measured["output"]
     assert 0.85 < expected.n_compute / MIB / compute < 1.4
+
+
+EMBEDDERS = {
+    **{name: tiny.TINY_MODELS[name] for name in ("llama", "gemma3", "jamba", "mamba")},
+    "bert": tiny.bert_reranker,
+    "gemma-embedding": lambda path: tiny.gemma3(path, arch="gemma-embedding"),
+}
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("n_ubatch", [128, 512])
+@pytest.mark.parametrize("name", sorted(EMBEDDERS))
+def test_embeddings_take_what_llama_cpp_allocates_for_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, n_ubatch: int
+) -> None:
+    path = tmp_path / "model.gguf"
+    EMBEDDERS[name](path)
+    config = EngineConfig(path, n_ctx=512, n_parallel=2, n_threads=1, n_ubatch=n_ubatch)
+    _check_embeddings(caplog, config, most=1.6)
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("n_ctx", [128, None])
+def test_minilm_takes_what_llama_cpp_allocates(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, n_ctx: int | None
+) -> None:
+    config = EngineConfig(minilm_gguf(tmp_path), n_ctx, n_threads=1)
+    _check_embeddings(caplog, config, most=1.15)
+
+
+def _check_embeddings(
+    caplog: pytest.LogCaptureFixture, config: EngineConfig, *, most: float
+) -> None:
+    from openai_local.engine.llama import LlamaBackend
+
+    with caplog.at_level(logging.DEBUG, "openai_local.llama_cpp"):
+        backend = LlamaBackend(config)
+        embedding = backend.open_embedding()
+        info, n_batch = backend.info, embedding.n_batch
+        embedding.close()
+        backend.close()
+    header = read_header(config.model)
+    expected = estimate(header, config)
+    n_bytes = expected.n_compute
+    if info.can_generate:
+        n_bytes = of_embeddings(header, config, expected.plan)
+    measured = _sizes(caplog)
+    # Those of the rows are allocated when there is a batch, and not told.
+    rows = 4 * n_batch * (info.n_vocab + info.n_embd) / MIB
+    total = measured.get("KV", 0) + measured.get("RS", 0) + measured["compute"] + rows
+    assert 0.85 < n_bytes / MIB / total < most
+
+
+def test_an_input_that_is_computed_at_once_is_as_long_as_its_rows_may_be(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    tiny.bert_reranker(path, n_ctx_train=4096)
+    row = 4 * (tiny.N_VOCAB + tiny.N_EMBD)
+    assert plan(path, 1 << 30).plan.n_ctx == 4096
+    assert plan(path, 2 * 1000 * row).plan.n_ctx == 960
+    assert plan(path, 1).plan.n_ctx == 512
+    assert plan(path, 1, n_ctx=2000).plan.n_ctx == 2000
+    assert plan(path, 1 << 30, n_ctx=9999).plan.n_ctx == 4096
 
 
 def _sizes(caplog: pytest.LogCaptureFixture) -> dict[str, float]:

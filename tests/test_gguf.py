@@ -103,6 +103,11 @@ def test_anything_may_follow_the_magic(data: bytes) -> None:
     [
         (b"", "it is not a GGUF file"),
         (b"\x7fELF" + bytes(100), "it is not a GGUF file"),
+        (b"PK\x03\x04" + bytes(9), "but a zip archive"),
+        (b"\n<!DOCTYPE html>", "but a web page"),
+        (b"version https://git-lfs.github.com/spec/v1", "which is to be pulled"),
+        (struct.pack("<Q", 99) + b'{"__metadata__":{}}', "but safetensors"),
+        (b"tjgg" + bytes(9), "of the format before GGUF"),
         (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "it is big-endian, or no GGUF file"),
         (header(version=1), "it is of GGUF version 1, not 2 or 3"),
         (header(n_tensors=2**40), f"it claims to have {2**40} tensors"),
@@ -201,6 +206,7 @@ def setting(name: str, value: Any, kind: Type = Type.UINT32) -> Callable[[Fields
         ("llama.embedding_length", 0, "0 dimensions"),
         ("llama.pooling_type", 9, "pooling_type is 9"),
         ("llama.attention.head_count", 3, "cannot share"),
+        ("llama.attention.head_count", 0, "no heads"),
         ("llama.attention.head_count_kv", 7, "cannot share 7"),
         ("llama.attention.key_length", 0, "0 dimensions for keys"),
         ("llama.attention.value_length", 8, "32 dimensions for keys, 8 for values"),
@@ -209,6 +215,8 @@ def setting(name: str, value: Any, kind: Type = Type.UINT32) -> Callable[[Fields
         ("llama.expert_count", 4, "uses none"),
         ("llama.expert_used_count", 2, "uses 2 of 0 experts"),
         ("llama.expert_group_count", 2, "in 2 groups"),
+        ("llama.embedding_length_out", 256, "64 dimensions, and 256 come out"),
+        ("general.sampling.top_k", 40, "llama"),
         ("tokenizer.ggml.bos_token_id", 2**32 - 1, "llama"),  # llama.cpp takes its default
     ],
 )
@@ -224,6 +232,30 @@ def test_an_epsilon_that_is_no_small_number_is_refused(value: float) -> None:
     assert f"{key_} is {value}" in broken(setting(key_, value, Type.FLOAT32))
 
 
+@pytest.mark.parametrize(
+    ("value", "kind"), [("warm", Type.STRING), (float("nan"), Type.FLOAT32), (True, Type.BOOL)]
+)
+def test_a_recommended_sampling_that_is_no_number_is_refused(value: Any, kind: Type) -> None:
+    change = setting("general.sampling.temp", value, kind)
+    assert "general.sampling.temp is no number" in broken(change)
+
+
+def test_a_state_must_be_twice_as_wide_in_jamba() -> None:
+    assert "is not twice 32" in broken(setting("jamba.embedding_length", 32), "jamba")
+
+
+@pytest.mark.parametrize(
+    ("key_", "kind", "reason"),
+    [
+        ("general.type", "adapter", "it is an adapter"),
+        ("general.type", "imatrix", "it is an importance matrix"),
+        ("general.architecture", "clip", "it is a projector"),
+    ],
+)
+def test_what_is_beside_a_model_is_none(key_: str, kind: str, reason: str) -> None:
+    assert reason in broken(setting(key_, kind, Type.STRING))
+
+
 def test_an_unknown_scaling_is_refused() -> None:
     change = setting("llama.rope.scaling.type", "odd", Type.STRING)
     assert "rope.scaling.type is 'odd'" in broken(change)
@@ -234,6 +266,10 @@ def test_a_vocabulary_must_have_every_token_once_and_every_byte() -> None:
         tokens, *kinds = fields["tokenizer.ggml.tokens"]
         fields["tokenizer.ggml.tokens"] = ([*tokens[:-1], tokens[0]], *kinds)
 
+    def same_until_nul(fields: Fields, tensors: Tensors) -> None:
+        tokens, *kinds = fields["tokenizer.ggml.tokens"]
+        fields["tokenizer.ggml.tokens"] = ([*tokens[:-1], tokens[0] + "\0x"], *kinds)
+
     def no_bytes(fields: Fields, tensors: Tensors) -> None:
         tokens, *kinds = fields["tokenizer.ggml.tokens"]
         fields["tokenizer.ggml.tokens"] = ([f"t{i}" for i in range(len(tokens))], *kinds)
@@ -243,5 +279,47 @@ def test_a_vocabulary_must_have_every_token_once_and_every_byte() -> None:
         fields["tokenizer.ggml.tokens"] = (tokens[:-1], *kinds)
 
     assert "a token twice" in broken(same)
+    assert "a token twice" in broken(same_until_nul)
     assert "no token for 243 bytes" in broken(no_bytes)
     assert "258 tokens, and embeddings for 259" in broken(shorter)
+
+
+@pytest.mark.parametrize(
+    "edited", [("<s>", Type.STRING, None), ([1] * tiny.N_VOCAB, Type.ARRAY, Type.UINT32)]
+)
+def test_a_vocabulary_is_a_list_of_strings(edited: tuple[Any, Type, Type | None]) -> None:
+    def change(fields: Fields, tensors: Tensors) -> None:
+        fields["tokenizer.ggml.tokens"] = edited
+
+    assert "its vocabulary is no list of strings" in broken(change)
+
+
+def test_words_that_are_cut_at_spaces_need_a_vocabulary_that_does() -> None:
+    def change(fields: Fields, tensors: Tensors) -> None:
+        fields["tokenizer.ggml.model"] = ("gpt2", Type.STRING, None)
+        fields["tokenizer.ggml.pre"] = ("whitespace", Type.STRING, None)
+
+    assert "of kind 'gpt2' is cut at whitespace" in broken(change)
+
+
+def test_a_unigram_vocabulary_has_a_sound_table() -> None:
+    def change(fields: Fields, tensors: Tensors) -> None:
+        fields["tokenizer.ggml.model"] = ("t5", Type.STRING, None)
+        table = [4, 0, 0, 0, *(0, 255, 255, 127), 0]
+        fields["tokenizer.ggml.precompiled_charsmap"] = (table, Type.ARRAY, Type.UINT8)
+
+    assert "precompiled_charsmap leads out of itself" in broken(change)
+
+
+def test_words_of_rwkv_begin_with_tokens() -> None:
+    def vocabulary(last: str) -> Callable[[Fields, Tensors], None]:
+        def change(fields: Fields, tensors: Tensors) -> None:
+            fields["tokenizer.ggml.model"] = ("rwkv", Type.STRING, None)
+            words = ["<s>", *(f"\\x{byte:02x}" for byte in range(255)), "\\n\\t", "a\\'", last]
+            fields["tokenizer.ggml.tokens"] = (words, Type.ARRAY, Type.STRING)
+
+        return change
+
+    assert broken(vocabulary("abc")) == "llama"
+    assert "whose first byte is no token" in broken(vocabulary("\\xff\\x01"))
+    assert broken(vocabulary("\\xff")) == "llama"

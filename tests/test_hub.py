@@ -111,7 +111,7 @@ def test_an_interrupted_download_goes_on(server: HubServer, tmp_path: Path) -> N
         pass
 
     def stop(done: int, total: int | None) -> None:
-        if done:
+        if done == 500_000:
             raise Stop
 
     hub = hub_of(server, tmp_path)
@@ -205,6 +205,22 @@ def test_the_hubs_own_variables_hold(server: HubServer, tmp_path: Path) -> None:
         command, env=variables | {"HF_ENDPOINT": server.url}, stdout=subprocess.PIPE, text=True
     )
     assert Path(run.stdout).read_bytes() == Q4 and "another" in run.stdout
+
+
+def test_a_gated_model_comes_by_the_variables_of_the_hub(server: HubServer, tmp_path: Path) -> None:
+    server.repositories["owner/name"].token = "hf_secret"
+    server.repositories["owner/name"].gated = True
+    code = (
+        "import sys; from openai_local.models.fetch import fetch;"
+        "from openai_local.models.sources import parse_source;"
+        "sys.stdout.write(str(fetch(parse_source('hf:owner/name'))))"
+    )
+    variables = {"HF_HOME": str(tmp_path), "HF_ENDPOINT": server.url, "HF_TOKEN": "hf_secret"}
+    variables |= {"PATH": "", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(command, env=variables, stdout=subprocess.PIPE, text=True)
+    assert Path(run.stdout).read_bytes() == Q4
+    assert Path(run.stdout).is_relative_to(tmp_path / "hub")
 
 
 def test_a_hub_that_does_not_answer_leaves_the_cache(server: HubServer, tmp_path: Path) -> None:

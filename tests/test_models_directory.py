@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import quote
 
 import anyio
 import pytest
@@ -69,6 +72,64 @@ def test_a_broken_file_is_left_out_and_told_once(
     assert any(f"{broken} is left out" in text for text in told)
     shutil.copy(tiny, broken)
     assert "broken" in directory.scan()
+
+
+def test_a_split_model_is_looked_at_again_when_any_of_its_parts_comes_or_goes(
+    folder: Path, tiny: Path
+) -> None:
+    def part(number: int) -> Callable[[Fields, Tensors], None]:
+        def change(fields: Fields, tensors: Tensors) -> None:
+            n_all, half = len(tensors), len(tensors) // 2
+            for name in sorted(tensors)[half:] if number == 0 else sorted(tensors)[:half]:
+                del tensors[name]
+            if number:
+                fields.clear()
+            values = {"split.no": number, "split.count": 2, "split.tensors.count": n_all}
+            fields.update({key: (value, Type.UINT16, None) for key, value in values.items()})
+
+        return change
+
+    directory = Directory(folder)
+    first = edited(tiny, folder / "big-00001-of-00002.gguf", part(0))
+    assert "big" not in directory.scan()
+    second = edited(tiny, folder / "big-00002-of-00002.gguf", part(1))
+    assert directory.scan()["big"] == first
+    second.unlink()
+    assert "big" not in directory.scan()
+
+
+def test_links_are_followed_and_lead_nowhere_twice(
+    folder: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    shutil.copy(tiny, elsewhere / "far.gguf")
+    (folder / "linked.gguf").symlink_to(elsewhere / "far.gguf")
+    (folder / "gone.gguf").symlink_to(elsewhere / "gone.gguf")
+    (folder / "there").symlink_to(elsewhere)
+    (elsewhere / "again").symlink_to(elsewhere)
+    (folder / "up").symlink_to(folder)
+    assert set(Directory(folder).scan()) == {"b", "sub/deep.q8_0", "linked", "there/far"}
+
+
+@pytest.mark.anyio
+async def test_a_name_that_is_no_text_is_left_out_and_others_are_served(
+    folder: Path, tiny: Path
+) -> None:
+    odd = os.fsencode(folder) + b"/\xfe"
+    os.mkdir(odd)
+    for place in (os.fsencode(folder) + b"/\xff.gguf", odd + b"/c.gguf"):
+        shutil.copy(tiny, place)
+    for name in ("Ünï: cøde 模型.gguf", "a:b.gguf", "sub/x y.gguf"):
+        shutil.copy(tiny, folder / name)
+    local = app(folder)
+    async with client_of(local, "/v1") as client:
+        ids = [model["id"] for model in (await client.get("/models")).json()["data"]]
+        assert ids == ["a:b", "b", "sub/deep.q8_0", "sub/x y", "ünï: cøde 模型"]
+        for id in ids:
+            body = {"model": id, "prompt": "x", "max_tokens": 1}
+            assert (await client.post("/completions", json=body)).json()["model"] == id
+            assert (await client.get(f"/models/{quote(id)}")).json()["id"] == id
+    await local.aclose()
 
 
 def test_a_directory_that_has_gone_has_no_models(

@@ -109,19 +109,47 @@ def not_causal(path: Path) -> None:
     tiny.llama(path, n_ctx_train=256, edit=lambda writer: writer.add_causal_attention(False))
 
 
+# llama.cpp asserts that a batch can be shared by all sequences.
+SHARED_AND_NOT = [(256, 512), (100, 16), (200, 150)]
+
+
+@pytest.mark.parametrize(("n_ctx", "n_ubatch"), SHARED_AND_NOT)
 @pytest.mark.parametrize(
     "write", [not_causal, lambda path: tiny.gemma3(path, arch="gemma-embedding")]
 )
 async def test_what_only_embeds_embeds_and_refuses_the_rest(
-    tmp_path: Path, write: Callable[[Path], None]
+    tmp_path: Path, write: Callable[[Path], None], n_ctx: int, n_ubatch: int
 ) -> None:
     path = tmp_path / "model.gguf"
     write(path)
     inputs = [[FIRST_BYTE + 97 + i % 26 for i in range(n)] for n in (40, 3, 25)]
-    async with Engine(EngineConfig(path, n_ctx=256, n_threads=1)) as engine:
+    async with Engine(EngineConfig(path, n_ctx, n_ubatch=n_ubatch, n_threads=1)) as engine:
         with pytest.raises(Unsupported):
             engine.submit(GenerationRequest([1]))
         together = await engine.embed(inputs)
         alone = np.concatenate([await engine.embed([tokens]) for tokens in inputs])
     assert together.shape == (3, N_EMBD)
     assert np.abs(together - alone).max() < 1e-4
+
+
+@pytest.mark.parametrize(("n_ctx", "n_ubatch"), SHARED_AND_NOT)
+@pytest.mark.parametrize("write", [tiny.bert_reranker, tiny.qwen3_reranker])
+async def test_what_ranks_does_so_with_any_batch(
+    tmp_path: Path, write: Callable[[Path], None], n_ctx: int, n_ubatch: int
+) -> None:
+    path = tmp_path / "model.gguf"
+    write(path)
+    inputs = [[FIRST_BYTE + 97 + i % 26 for i in range(n)] for n in (90, 3, 25)]
+    async with Engine(EngineConfig(path, n_ctx, n_ubatch=n_ubatch, n_threads=1)) as engine:
+        together = await engine.rank(inputs)
+        alone = np.concatenate([await engine.rank([tokens]) for tokens in inputs])
+    assert np.abs(together - alone).max() < 1e-4
+
+
+async def test_inputs_are_as_long_as_the_memory_for_their_rows_allows(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    tiny.bert_reranker(path, n_ctx_train=4096)
+    memory = 2 * 1000 * 4 * (tiny.N_VOCAB + N_EMBD)
+    for n_ctx, expected in ((None, 960), (2000, 2000)):
+        async with Engine(EngineConfig(path, n_ctx, n_threads=1, memory=memory)) as engine:
+            assert engine.info.n_ctx == expected

@@ -547,6 +547,9 @@ def test_names_that_are_used_twice_and_defaults_that_are_none_are_refused() -> N
     refused("models.a: 'a' is the name", model="a.gguf", models={"a": b})
     refused("default_model: no model 'c' in a, b", models={"a": a, "b": b}, default_model="c")
     refused("models_dir: there is no directory", models_dir="/nowhere")
+    refused("models.a.*String should match pattern", models={"a": {**a, "alias": "b\n"}})
+    template = {"use": "embedding", "chat_template": "a.jinja"}
+    refused("models.a: a model for embeddings has no", models={"a": {**a, **template}})
 
 
 @pytest.mark.model

@@ -29,7 +29,18 @@ ALIGNMENT = 32
 # Lists that are kept whole: llama.cpp asserts things about their values.
 TOKENS = "tokenizer.ggml.tokens"
 TOKEN_TYPES = "tokenizer.ggml.token_type"
+CHARSMAP = "tokenizer.ggml.precompiled_charsmap"
 
+# What else comes under the name of a model.
+_OTHERS: Mapping[bytes, str] = {
+    b"PK\x03\x04": "a zip archive",
+    b"\x1f\x8b": "a gzip archive",
+    b"<": "a web page",
+    b"version https://git-lfs": "the name of a large file in git, which is to be pulled",
+    b"tjgg": "of the format before GGUF",
+    b"fmgg": "of the format before GGUF",
+    b"lmgg": "of the format before GGUF",
+}
 _WINDOW = 1 << 20
 _STRING, _ARRAY, _BOOL = 8, 9, 7
 _SCALARS = {
@@ -58,7 +69,8 @@ TENSOR_TYPES: Mapping[int, tuple[str, int, int]] = {
 @dataclass(frozen=True, slots=True)
 class Array:
     """``n`` values of a type. ``values`` has them, or is empty where they are not kept: there are
-    more than MAX_KEPT, or they are strings. Of the tokens it has all, as bytes, and their types."""
+    more than MAX_KEPT, or they are strings. Of the tokens it has all, as bytes, and what is told
+    of them above."""
 
     type: str
     n: int
@@ -141,6 +153,10 @@ class _Cursor:
         self._at += n
         return value
 
+    def return_to(self, position: int) -> None:
+        """Within what was taken last."""
+        self._at = position - self._start
+
     def skip(self, n: int) -> None:
         self._check(n)
         self._at += n
@@ -193,6 +209,8 @@ def read_gguf(path: Path) -> GgufFile:
     within the bounds above.
     """
     try:
+        if path.is_dir():
+            raise InvalidGguf(path, "it is a directory")
         if not path.is_file():
             raise InvalidGguf(path, "there is no such file")
         with path.open("rb", buffering=0) as file:
@@ -205,8 +223,10 @@ def read_gguf(path: Path) -> GgufFile:
 
 
 def _read(cursor: _Cursor) -> GgufFile:
-    if cursor.size < 4 or cursor.take(4) != MAGIC:
-        raise cursor.refuse("it is not a GGUF file")
+    head = cursor.take(min(cursor.size, 64))
+    if head[:4] != MAGIC:
+        raise cursor.refuse(f"it is not a GGUF file{_what_else(head)}")
+    cursor.return_to(4)
     version = cursor.number("<I")
     if version & 0xFFFF == 0:
         raise cursor.refuse("it is big-endian, or no GGUF file")
@@ -225,6 +245,15 @@ def _read(cursor: _Cursor) -> GgufFile:
         types[key] = _TYPE_NAMES[type_id]
     tensors = _tensors(cursor, n_tensors, _alignment(cursor, metadata, types))
     return GgufFile(cursor.path, cursor.size, version, metadata, types, tensors)
+
+
+def _what_else(head: bytes) -> str:
+    if head[8:9] == b"{":
+        return ", but safetensors"
+    for mark, name in _OTHERS.items():
+        if head.lstrip().startswith(mark):
+            return f", but {name}"
+    return "" if head else ": it is empty"
 
 
 def _name(cursor: _Cursor, what: str, known: Mapping[str, object]) -> str:
@@ -260,7 +289,7 @@ def _array(cursor: _Cursor, key: str) -> Array:
         raise cursor.refuse(f"{key[:80]!r} is a list of an unknown type {type_id}")
     code = _SCALARS[type_id]
     n_bytes = n * struct.calcsize("<" + code)
-    if n > MAX_KEPT and (key != TOKEN_TYPES or n > MAX_STRINGS):
+    if n > MAX_KEPT and (key not in (TOKEN_TYPES, CHARSMAP) or n > MAX_STRINGS):
         cursor.skip(n_bytes)
         return Array(_TYPE_NAMES[type_id], n)
     values = struct.unpack(f"<{n}{code}", cursor.take(n_bytes))

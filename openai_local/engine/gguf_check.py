@@ -10,36 +10,29 @@ import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from openai_local.engine.gguf import TOKEN_TYPES, TOKENS, Array, GgufFile, read_model
+from openai_local.engine.gguf import Array, GgufFile, read_model
 from openai_local.engine.gguf_facts import Facts
 from openai_local.engine.gguf_layers import head_sizes, windows
+from openai_local.engine.gguf_vocabulary import check_vocabulary
 
+# Other things that a GGUF file may be, by its general.type.
+_NO_MODELS: Mapping[str, str] = {
+    "adapter": "an adapter (LoRA)",
+    "mmproj": "a projector (mmproj)",
+    "imatrix": "an importance matrix",
+}
 MAX_LAYERS = 512
 MAX_EXPERTS = 1024
 _ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 _POOLINGS = range(-1, 5)
-_NULL = -1
-
-# Bos, eos, sep, where a file does not say; and whether bos and sep begin and end a text.
-_SPECIAL: Mapping[str, tuple[int, int, int]] = {
-    "llama": (1, 2, _NULL),
-    "bert": (101, _NULL, 102),
-    "gpt2": (11, 11, _NULL),
-    "t5": (_NULL, 1, _NULL),
-    "gemma4": (_NULL, _NULL, _NULL),
-}
-_BYTE = 6
-# Those that UTF-8 has: llama.cpp throws where it needs the token of one and there is none.
-_TEXT_BYTES = sorted(set(range(256)) - {0xC0, 0xC1, *range(0xF5, 0x100)})
-
 # Their graphs assert that all of a head is rotated.
 _WHOLE_ROTATION = frozenset(
     "apertus arcee arctic baichuan chameleon codeshell cogvlm cohere2moe dbrx deci deepseek dots1"
     " dream ernie4_5 ernie4_5-moe exaone exaone-moe exaone4 falcon granite granitemoe granite_swa"
     " graniteswitch grok grovemoe hunyuan-dense hunyuan-moe hunyuan_vl hy_v3 internlm2 jais2 llada"
-    " llada-moe llama llama-embed llama4 maincoder mellum mistral3 olmo olmo2 olmoe orion paddleocr"
-    " pangu-embedded plamo pockettts qwen2 qwen2moe qwen2vl qwen3 qwen3moe qwen3vl qwen3vlmoe rnd1"
-    " seed_oss smallthinker smollm3 starcoder2 talkie xverse".split()
+    " llada-moe llama llama-embed llama4 maincoder mellum minicpm mistral3 olmo olmo2 olmoe orion"
+    " paddleocr pangu-embedded plamo pockettts qwen2 qwen2moe qwen2vl qwen3 qwen3moe qwen3vl"
+    " qwen3vlmoe rnd1 seed_oss smallthinker smollm3 starcoder2 talkie xverse".split()
 )
 # In all others the heads of keys and values have one size.
 _UNEQUAL_HEADS = frozenset(
@@ -52,6 +45,18 @@ _ALWAYS_WINDOWED = frozenset(
     "cohere2 cohere2moe dots3note exaone-moe gemma-embedding gemma2 gemma3n gemma4 gpt-oss"
     " granite_swa maple mimo2 muse-glimmer spark2_5 step35".split()
 )
+
+# Of each of these, 200 or more changed files that pass were given to llama.cpp, and none ended the
+# process.
+_SEARCHED = frozenset(
+    "bert cohere2 command-r deepseek ernie4_5 exaone falcon gemma gemma-embedding gemma2 gemma3"
+    " glm4 gpt-oss gpt2 granite hunyuan-dense internlm2 jamba lfm2 llama mamba mamba2 minicpm"
+    " mistral3 modern-bert nomic-bert olmo olmo2 phi2 qwen2 qwen2moe qwen2vl qwen3 qwen3moe"
+    " seed_oss smollm3 stablelm starcoder2".split()
+)
+
+# Those of them that do not divide by the number of heads.
+_HEADLESS = frozenset(("mamba", "mamba2"))
 
 # They have no product with what is computed; integers are indices.
 _INDEX_TYPES = frozenset(("I32", "I64"))
@@ -73,6 +78,11 @@ _SCANNED = frozenset(
 )
 
 
+def is_searched(file: GgufFile) -> bool:
+    """Whether what passes the rules here is known to be safe, as far as a search has found."""
+    return file.metadata.get("general.architecture") in _SEARCHED
+
+
 def read_checked(path: Path) -> tuple[GgufFile, ...]:
     """The parts of a model, of which ``path`` is the first, if llama.cpp can be given them.
 
@@ -83,6 +93,14 @@ def read_checked(path: Path) -> tuple[GgufFile, ...]:
     for rule in _RULES:
         rule(facts)
     return parts
+
+
+def _check_kind(facts: Facts) -> None:
+    kind = facts.text("general.type", "model")
+    if facts.architecture == "clip":
+        kind = "mmproj"
+    if kind in _NO_MODELS:
+        raise facts.refuse(f"it is {_NO_MODELS[kind]}, no model")
 
 
 def _check_layers(facts: Facts) -> None:
@@ -96,7 +114,11 @@ def _check_layers(facts: Facts) -> None:
 def _check_sizes(facts: Facts) -> None:
     n_embd = facts.integer("embedding_length", 0)
     facts.require(0 < n_embd < 1 << 24, f"its embeddings have {n_embd} dimensions")
-    pooling = facts.integer("pooling_type", _NULL)
+    n_out = facts.integer("embedding_length_out", 0)
+    projected = [t.shape[-1] for name, t in facts.tensors.items() if name.startswith("dense_")]
+    reason = f"its embeddings have {n_embd} dimensions, and {n_out} come out"
+    facts.require(n_out in (0, n_embd, *projected), reason)
+    pooling = facts.integer("pooling_type", -1)
     facts.require(pooling in _POOLINGS, f"its pooling_type is {pooling}")
 
 
@@ -111,6 +133,8 @@ def _check_heads(facts: Facts) -> None:
         if n and n_kv:
             facts.require(n % n_kv == 0, f"its {n} heads cannot share {n_kv} of keys")
     if heads[0] == 0:
+        headless = facts.architecture in _HEADLESS or facts.architecture not in _SEARCHED
+        facts.require(headless, "its first layer has no heads")
         return
     n_embd = facts.integer("embedding_length", 0)
     if not facts.has("attention.key_length"):
@@ -191,6 +215,9 @@ def _check_states(facts: Facts) -> None:
     kernel, rank = facts.integer("ssm.conv_kernel", 0), facts.integer("ssm.time_step_rank", 0)
     plausible = all(0 < n < 1 << 20 for n in (inner, size, kernel, rank)) and groups < 1 << 16
     facts.require(plausible, f"its states are of {inner} times {size}, with kernels of {kernel}")
+    if facts.architecture == "jamba":
+        n_embd = facts.integer("embedding_length", 0)
+        facts.require(inner == 2 * n_embd, f"its inner_size of {inner} is not twice {n_embd}")
     for tensor in facts.tensors.values():
         if not tensor.name.endswith((".ssm_a", ".ssm_a.weight")) or len(tensor.shape) < 2:
             continue
@@ -204,65 +231,17 @@ def _check_numbers(facts: Facts) -> None:
     scaling = facts.word("rope.scaling.type", "linear")
     facts.require(scaling in _ROPE_SCALINGS, f"its rope.scaling.type is {scaling[:40]!r}")
     for key, value in facts.metadata.items():
+        if key.startswith("general.sampling.") and not key.endswith(".sequence"):
+            numeric = isinstance(value, int | float) and not isinstance(value, bool)
+            facts.require(numeric and math.isfinite(value), f"{key} is no number")  # type: ignore[arg-type]
         if not isinstance(value, float) or not key.startswith(f"{facts.architecture}."):
             continue
         facts.require(math.isfinite(value), f"{key} is {value}")
         facts.require(value >= 0 or "epsilon" not in key, f"{key} is {value}")
 
 
-def _check_vocabulary(facts: Facts) -> None:
-    kind = facts.text("tokenizer.ggml.model", "none")
-    tokens = facts.metadata.get(TOKENS)
-    if not isinstance(tokens, Array) or tokens.type != "string":
-        return  # llama.cpp refuses it, or there is none
-    known = set(tokens.values)
-    if b"" in known:  # an empty one gets a name of its own
-        known |= {b"[EMPTY_%d]" % i for i, text in enumerate(tokens.values) if not text}
-        known.remove(b"")
-    facts.require(len(known) == tokens.n, "its vocabulary has a token twice")
-    _check_size(facts, tokens.n)
-    _check_special(facts, kind, tokens.n)
-    types = facts.metadata.get(TOKEN_TYPES)
-    if kind == "bert" and isinstance(types, Array):
-        facts.require(_BYTE not in types.values, "its vocabulary has bytes, which BERT's cannot")
-    if kind == "llama":
-        missing = [b for b in _TEXT_BYTES if b"<0x%02X>" % b not in known]
-        missing = [b for b in missing if b == 0 or bytes([b]) not in known]
-        facts.require(not missing, f"its vocabulary has no token for {len(missing)} bytes of texts")
-
-
-def _check_size(facts: Facts, n_tokens: int) -> None:
-    embeddings = facts.tensors.get("token_embd.weight")
-    if embeddings is not None and len(embeddings.shape) == 2:
-        n_rows = embeddings.shape[1]
-        facts.require(
-            n_rows == n_tokens, f"it has {n_tokens} tokens, and embeddings for {n_rows} of them"
-        )
-
-
-def _check_special(facts: Facts, kind: str, n_tokens: int) -> None:
-    """What is put before and after every text must be in the vocabulary."""
-    if kind not in _SPECIAL:
-        return
-    ids = dict(zip(("bos", "eos", "seperator"), _SPECIAL[kind], strict=True))
-    for name, default in ids.items():
-        given = facts.number(f"tokenizer.ggml.{name}_token_id", default)
-        ids[name] = given if 0 <= given < n_tokens else default
-    adds = {"bos": kind != "t5", "eos": kind == "t5", "seperator": False}
-    adds = {
-        name: facts.flag(f"tokenizer.ggml.add_{name}_token", default)
-        for name, default in adds.items()
-    }
-    if kind == "bert":
-        adds = {"bos": True, "eos": False, "seperator": True}
-    elif kind == "gemma4":
-        adds["bos"] = True
-    for name, added in adds.items():
-        known = 0 <= ids[name] < n_tokens or not added or (name == "seperator" and kind != "bert")
-        facts.require(known, f"texts get a {name} token, and its vocabulary has none")
-
-
 _RULES: tuple[Callable[[Facts], None], ...] = (
+    _check_kind,
     _check_layers,
     _check_sizes,
     _check_heads,
@@ -272,5 +251,5 @@ _RULES: tuple[Callable[[Facts], None], ...] = (
     _check_tensors,
     _check_states,
     _check_numbers,
-    _check_vocabulary,
+    check_vocabulary,
 )

@@ -11,6 +11,15 @@ CACHE_RAM_SHARE = 1 / 16
 DEFAULT_PARALLEL = 16
 MIN_PARALLEL = 4
 MIN_CTX = 2048
+# Of a context for embeddings.
+EMBEDDING_SEQS = 64
+EMBEDDING_SEQS_STATEFUL = 4  # a recurrent model takes memory for the state of each
+# llama.cpp keeps a row of logits, which nobody reads, for each token of a batch of embeddings.
+EMBEDDING_ROWS_BYTES = 128 << 20
+# Where an input is computed at once, its rows take at most this share of what is free.
+INPUT_SHARE = 0.5
+MIN_INPUT = 512
+_FLOAT = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,3 +135,20 @@ def _shared_pool(
     n_cells = max(cost.largest_pool(budget_bytes, parallel) // 256 * 256, shortest)
     ctx = min(n_ctx_train, n_cells) if n_ctx is None else n_ctx
     return ContextPlan(ctx, parallel, min(n_cells, ctx * parallel), unified=True)
+
+
+def embedding_batch(*, whole: bool, n_ctx: int, n_ubatch: int, n_vocab: int, n_seq: int) -> int:
+    """Tokens that a context for embeddings computes at once. ``whole``: never less than an input.
+
+    llama.cpp reserves as many for each sequence, and asserts that they are a batch.
+    """
+    if whole:
+        return -(-max(n_ubatch, n_ctx) // n_seq) * n_seq
+    n = min(n_ubatch, EMBEDDING_ROWS_BYTES // (_FLOAT * max(n_vocab, 1)))
+    return max(n // n_seq, 1) * n_seq
+
+
+def longest_input(*, n_ctx_train: int, n_vocab: int, n_embd: int, free_bytes: int) -> int:
+    """The longest input whose rows may be had, where it is computed at once."""
+    n = int(free_bytes * INPUT_SHARE) // (_FLOAT * (n_vocab + n_embd))
+    return min(n_ctx_train, max(n // EMBEDDING_SEQS * EMBEDDING_SEQS, MIN_INPUT))

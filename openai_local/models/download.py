@@ -35,9 +35,13 @@ logger = logging.getLogger(__name__)
 OnProgress = Callable[[int, int | None], None]
 
 CHUNK = 1 << 20
-TIMEOUT_S = 30.0
+# As the hub's own. What is asked to stop stops within it.
+TIMEOUT_S = 10.0
 # In a row without a new byte; between them as many seconds, doubled each time.
 MAX_FAILURES = 5
+# What comes more slowly for so long is a connection that has failed.
+MIN_BYTES_PER_S = 1 << 10
+SLOW_S = 60.0
 # Left free on the disk, for others.
 SPARE_BYTES = 256 << 20
 
@@ -56,6 +60,10 @@ class FetchFailed(ModelLoadFailed):
 
 class AccessDenied(FetchFailed):
     """The server wants a token, or another one."""
+
+
+class WrongChecksum(FetchFailed):
+    """What came is not what was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +130,21 @@ class _Transfer:
         self._done = 0
 
     def run(self) -> None:
+        went_on = self._length() > 0
+        self._transfer()
+        try:
+            self._finish()
+        except WrongChecksum:
+            if not went_on:
+                raise
+            # What was there may have been of something else, or of a program that leaves gaps.
+            logger.warning(
+                "%s: what was there of it is wrong; again from nothing", self._what.shown
+            )
+            self._transfer()
+            self._finish()
+
+    def _transfer(self) -> None:
         failures = 0
         while True:
             before = self._length()
@@ -135,8 +158,14 @@ class _Transfer:
                     raise FetchFailed(self._what.shown, reason) from None
                 pause = self._what.pause_s * 2 ** (failures - 1)
                 logger.warning("%s: %s; again in %.0f s", self._what.shown, reason, pause)
-                time.sleep(pause)
-        self._finish()
+                self._pause(pause)
+
+    def _pause(self, seconds: float) -> None:
+        """Told now and then, so that it can be ended."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            self._report(self._length(), self._total)
+            time.sleep(min(left, 0.5))
 
     def _length(self) -> int:
         try:
@@ -156,6 +185,8 @@ class _Transfer:
             raise AccessDenied(self._what.shown, f"access is denied ({error.code})") from None
         if error.code in (404, 410):
             raise FetchFailed(self._what.shown, f"there is no such file ({error.code})") from None
+        if 300 <= error.code < 400:
+            raise FetchFailed(self._what.shown, "its redirects lead nowhere") from None
         raise FetchFailed(self._what.shown, f"the server answers {error.code}") from None
 
     def _attempt(self) -> None:
@@ -196,6 +227,10 @@ class _Transfer:
 
     def _begin(self, response: Any, start: int) -> int:
         """Where the file goes on with this response; learns its length and validator."""
+        if response.headers.get_content_type() == "text/html":
+            raise FetchFailed(self._what.shown, "the server sends a web page in its place")
+        if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+            raise FetchFailed(self._what.shown, "the server sends it compressed")
         length = response.headers.get("Content-Length")
         total: int | None = int(length) if length and length.isdecimal() else None
         if response.status == 206:
@@ -203,7 +238,8 @@ class _Transfer:
                 r"bytes (\d+)-\d+/(\d+|\*)", response.headers["Content-Range"] or ""
             )
             if span is None or int(span[1]) != start:
-                raise FetchFailed(self._what.shown, "the server answers with another range")
+                self._discard()  # it is not asked for a range again
+                raise ConnectionError("the server answers with another range")
             total = None if span[2] == "*" else int(span[2])
         else:
             start = 0
@@ -220,9 +256,15 @@ class _Transfer:
     def _copy(self, response: Any, file: IO[bytes]) -> None:
         self._report(self._done, self._total)
         until_check = SPARE_BYTES // 2
-        while chunk := response.read(CHUNK):
+        began, before = time.monotonic(), self._done
+        # What is there is taken, not waited for until it is a whole chunk.
+        while chunk := response.read1(CHUNK):
             file.write(chunk)
             self._done += len(chunk)
+            if (took := time.monotonic() - began) > SLOW_S:
+                if (n := self._done - before) < MIN_BYTES_PER_S * took:
+                    raise FetchFailed(self._what.shown, f"only {n} bytes came in {took:.0f} s")
+                began, before = time.monotonic(), self._done
             until_check -= len(chunk)
             if until_check < 0:  # others write to the disk, too
                 until_check = SPARE_BYTES // 2
@@ -250,7 +292,7 @@ class _Transfer:
             if found != what.checksum.value:
                 self._discard()
                 reason = f"its checksum is {found}, not {what.checksum.value}"
-                raise FetchFailed(what.shown, reason)
+                raise WrongChecksum(what.shown, reason)
         os.replace(partial, what.target)
         what.validator_file.unlink(missing_ok=True)
 
@@ -290,7 +332,8 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         newurl: str,
     ) -> urllib.request.Request | None:  # fmt: skip
         old, new = urlsplit(self._what.url), urlsplit(newurl)
-        if old.scheme == "https" and new.scheme != "https":
+        if new.scheme != "https" and (old.scheme == "https" or new.scheme != "http"):
+            fp.close()
             raise FetchFailed(self._what.shown, f"it is redirected to {new.scheme}")
         request = super().redirect_request(req, fp, code, msg, headers, newurl)
         if request is not None and (old.scheme, old.netloc) == (new.scheme, new.netloc):

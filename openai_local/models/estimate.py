@@ -7,13 +7,22 @@ keys, values and states are what llama.cpp allocates, where an architecture keep
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from openai_local.engine.config import CacheType, EngineConfig
 from openai_local.engine.gguf import TENSOR_TYPES
 from openai_local.engine.gguf_layers import Layer
 from openai_local.engine.machine import free_memory
-from openai_local.engine.memory import KV_SHARE, ContextPlan, KvCost, plan_context
+from openai_local.engine.memory import (
+    EMBEDDING_SEQS,
+    EMBEDDING_SEQS_STATEFUL,
+    KV_SHARE,
+    ContextPlan,
+    KvCost,
+    embedding_batch,
+    longest_input,
+    plan_context,
+)
 from openai_local.models.gguf_file import GgufHeader
 
 _BITS = {name.lower(): 8 * size / block for name, block, size in TENSOR_TYPES.values()}
@@ -40,12 +49,11 @@ class MemoryEstimate:
 def estimate(header: GgufHeader, config: EngineConfig, n_free: int | None = None) -> MemoryEstimate:
     """With the sizes that ``config`` sets, and for the rest those that the engine would choose
     with ``n_free`` bytes of memory; by default those that are free now."""
-    n_ctx = config.n_ctx
-    if n_ctx is not None and (_ends_with_training(header) or not generates(header)):
-        n_ctx = min(n_ctx, header.n_ctx_train)
-    plan = ContextPlan(n_ctx or header.n_ctx_train, 1, 0)
+    free = free_memory() if n_free is None else n_free
     if generates(header):
-        plan = _plan(header, config, n_ctx, free_memory() if n_free is None else n_free)
+        plan = _plan(header, config, free)
+    else:
+        plan = ContextPlan(_longest_input(header, config, free), 1, 0)
     return MemoryEstimate(
         plan,
         n_weights=header.n_weight_bytes,
@@ -55,7 +63,21 @@ def estimate(header: GgufHeader, config: EngineConfig, n_free: int | None = None
     )
 
 
-def _plan(header: GgufHeader, config: EngineConfig, n_ctx: int | None, n_free: int) -> ContextPlan:
+def _longest_input(header: GgufHeader, config: EngineConfig, n_free: int) -> int:
+    if config.n_ctx is not None:
+        return min(config.n_ctx, header.n_ctx_train)
+    return longest_input(
+        n_ctx_train=header.n_ctx_train,
+        n_vocab=header.n_vocab,
+        n_embd=header.n_embd,
+        free_bytes=n_free,
+    )
+
+
+def _plan(header: GgufHeader, config: EngineConfig, n_free: int) -> ContextPlan:
+    n_ctx = config.n_ctx
+    if n_ctx is not None and _ends_with_training(header):
+        n_ctx = min(n_ctx, header.n_ctx_train)
     return plan_context(
         n_ctx_train=header.n_ctx_train,
         cost=kv_cost(header, config),
@@ -110,10 +132,36 @@ def _padded(n_cells: int) -> int:
     return -(-n_cells // _CELLS) * _CELLS
 
 
+def of_embeddings(header: GgufHeader, config: EngineConfig, plan: ContextPlan) -> int:
+    """What the context takes in which a model that generates makes embeddings, on first use."""
+    plain = replace(config, cache_type_k="f16", cache_type_v="f16")
+    stateful = any(layer.n_state for layer in header.layers)
+    n_seq = EMBEDDING_SEQS_STATEFUL if stateful else EMBEDDING_SEQS
+    n_batch = _embedding_batch(header, config, plan, n_seq)
+    cost = kv_cost(header, replace(plain, n_ubatch=n_batch))
+    shared = ContextPlan(plan.n_ctx, n_seq, _padded(max(plan.n_ctx, n_batch)), unified=True)
+    rows = _FLOAT * n_batch * (header.n_vocab + header.n_embd)
+    n_compute = _compute(header, replace(plain, n_ubatch=n_batch), replace(shared, n_parallel=0))
+    return int(cost.total(shared)) + rows + n_compute
+
+
+def _embedding_batch(
+    header: GgufHeader, config: EngineConfig, plan: ContextPlan, n_seq: int
+) -> int:
+    return embedding_batch(
+        whole=plan.n_cells == 0,
+        n_ctx=plan.n_ctx,
+        n_ubatch=config.n_ubatch,
+        n_vocab=header.n_vocab,
+        n_seq=n_seq,
+    )
+
+
 def _compute(header: GgufHeader, config: EngineConfig, plan: ContextPlan) -> int:
     """The larger of what the last matrix and what a layer takes, for as many tokens as are
     computed at once, and a row of logits for each sequence."""
-    n_tokens = config.n_ubatch if plan.n_cells else max(config.n_ubatch, plan.n_ctx)
+    if plan.n_cells == 0:
+        return _compute_inputs(header, config, plan)
     outputs = header.n_vocab + 2 * header.n_embd if header.purpose == "generation" else 0
     n_wide = header.integer("feed_forward_length")
     if header.n_experts_used:
@@ -122,14 +170,29 @@ def _compute(header: GgufHeader, config: EngineConfig, plan: ContextPlan) -> int
     n_wide = max(n_wide, 3 * header.integer("ssm.inner_size"))
     layer = 4 * header.n_embd + 2 * n_wide + _attention(header, config, plan)
     rows = plan.n_parallel * header.n_vocab
-    return int(_FLOAT * (n_tokens * max(outputs, layer) + rows))
+    return int(_FLOAT * (config.n_ubatch * max(outputs, layer) + rows))
+
+
+def _compute_inputs(header: GgufHeader, config: EngineConfig, plan: ContextPlan) -> int:
+    """The same of a model that only embeds: a layer, the means, and a row of logits and of the
+    embedding for every token, whether anybody reads it or not."""
+    n_batch = _embedding_batch(header, config, plan, EMBEDDING_SEQS)
+    gated = any(".ffn_gate." in tensor.name for tensor in header.tensors)
+    n_wide = header.integer("feed_forward_length") * (2 if gated else 1)
+    attention = _attention(header, config, replace(plan, n_ctx=n_batch))
+    layer = 3 * header.n_embd + n_wide + attention + EMBEDDING_SEQS
+    return int(_FLOAT * n_batch * (layer + header.n_vocab + header.n_embd))
 
 
 def _attention(header: GgufHeader, config: EngineConfig, plan: ContextPlan) -> float:
     """Numbers for each token that is computed: the masks of what it may look at and, without flash
     attention, its product with all of that in each head."""
     whole = _padded(plan.n_cells if plan.unified else plan.n_ctx)
-    seen = {_kept(layer, config, plan) if plan.n_cells else whole for layer in _attending(header)}
+    masks = {  # one of all layers with a window, and one of those without
+        layer.n_window > 0: _kept(layer, config, plan) if plan.n_cells else whole
+        for layer in _attending(header)
+    }
+    seen = masks.values()
     if config.flash_attn is not False:
         return sum(seen) / 2  # in 16 bits
     return sum(seen) + max(seen, default=0) * max(header.n_heads, default=0)

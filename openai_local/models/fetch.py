@@ -50,7 +50,10 @@ def fetch(
     if isinstance(source, HubSource):
         return fetch_from_hub(source, hub, on_progress)
     if isinstance(source, WebSource):
-        return _fetch_url(source, cache or downloads(), on_progress, offline=hub.offline)
+        try:
+            return _fetch_url(source, cache or downloads(), on_progress, offline=hub.offline)
+        except OSError as error:  # of the cache
+            raise FetchFailed(str(source), str(error)) from None
     return source
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from openai_local.engine import EngineConfig
 from openai_local.engine.memory import CACHE_RAM_SHARE
-from openai_local.models.estimate import estimate, generates, kv_cost
+from openai_local.models.estimate import estimate, generates, of_embeddings
 from openai_local.models.gguf_file import read_header
 
 # Tables and buffers that are counted nowhere; measured, rounded up.
@@ -30,6 +30,5 @@ def within(config: EngineConfig, budget: int) -> tuple[EngineConfig, int]:
     n_bytes = need.n_total + OVERHEAD_BYTES
     if generates(header):
         states = int(memory * CACHE_RAM_SHARE) if config.cache_ram is None else config.cache_ram
-        embedding = kv_cost(header, config).token * need.plan.n_ctx  # one sequence's, on first use
-        n_bytes += states + int(embedding)
+        n_bytes += states + of_embeddings(header, config, need.plan)
     return replace(config, memory=memory), n_bytes

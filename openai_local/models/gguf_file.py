@@ -29,6 +29,12 @@ _FILE_TYPES = {
     40: "Q1_0", 41: "Q2_0",
 }  # fmt: skip
 
+# They keep nothing of what they read, whatever their files say (``create_memory``).
+_ENCODERS = frozenset(
+    "bert dream eurobert gemma-embedding jina-bert-v2 jina-bert-v3 llada llada-moe modern-bert"
+    " neo-bert nomic-bert nomic-bert-moe rnd1 wavtokenizer-dec".split()
+)
+
 Pooling = Literal["none", "mean", "cls", "last", "rank"]
 _POOLINGS: tuple[Pooling, ...] = ("none", "mean", "cls", "last", "rank")
 
@@ -99,6 +105,7 @@ def _header(parts: tuple[GgufFile, ...]) -> GgufHeader:
     pooling = facts.integer("pooling_type", -1)
     named = _POOLINGS[pooling] if 0 <= pooling < len(_POOLINGS) else None
     causal = facts.flag(f"{facts.architecture}.attention.causal", True)
+    causal &= facts.architecture not in _ENCODERS
     heads = facts.layers("attention.head_count", 0)
     given = facts.has("attention.head_count_kv")
     return GgufHeader(

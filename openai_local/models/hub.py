@@ -8,6 +8,7 @@ nothing after an interruption, and checks no checksum.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,9 @@ from openai_local.models.sources import HubSource
 logger = logging.getLogger(__name__)
 
 TIMEOUT_S = 10.0
+# What the hub says of a file becomes a path here.
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +137,26 @@ def _chosen(source: HubSource, info: Any) -> list[_File]:
     """Raises NoSuchModel."""
     known = {}
     for sibling in info.siblings or ():
+        if not _is_inside(sibling.rfilename):
+            continue
         large = sibling.lfs is not None
         value = sibling.lfs.sha256 if large else sibling.blob_id
         known[sibling.rfilename] = _File(
-            sibling.rfilename, sibling.size, Checksum(value, git=not large)
+            sibling.rfilename, sibling.size, Checksum(value or "", git=not large)
         )
-    return [known[name] for name in choose(source, list(known))]
+    chosen = [known[name] for name in choose(source, list(known))]
+    for file in chosen:
+        pattern = _COMMIT if file.checksum.git else _SHA256
+        if not pattern.fullmatch(file.checksum.value):
+            raise NoSuchModel(f"the hub tells no checksum of {file.name}")
+    if not _COMMIT.fullmatch(info.sha or ""):
+        raise NoSuchModel("the hub tells no commit of it")
+    return chosen
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a file's name stays within its repository, on any system."""
+    return not set(re.split(r"[/\\]", name)) & {"", ".", ".."} and ":" not in name
 
 
 def _download(
@@ -174,7 +192,7 @@ def _download(
         progress.next()
     with _refusals(lib, source):
         # It finds the blobs there, and makes what points at them.
-        return [
+        paths = [
             Path(
                 lib.hf_hub_download(
                     source.repo,
@@ -187,6 +205,11 @@ def _download(
             )
             for file in files
         ]
+    for path, file in zip(paths, files, strict=True):
+        # Where links cannot be made, files are copied, by their own names.
+        if path.is_symlink() and path.resolve().name != file.checksum.value:
+            raise FetchFailed(str(source), f"{file.name} has changed meanwhile; try again")
+    return paths
 
 
 def _cached(lib: ModuleType, source: HubSource, hub: Hub, why: str) -> Path:

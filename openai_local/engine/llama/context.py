@@ -13,7 +13,7 @@ from openai_local.engine.config import EngineConfig
 from openai_local.engine.errors import ModelLoadFailed
 from openai_local.engine.llama.batch import CBatch, decode
 from openai_local.engine.machine import free_memory
-from openai_local.engine.memory import KV_SHARE, ContextPlan, KvCost, plan_context
+from openai_local.engine.memory import KV_SHARE, ContextPlan, KvCost, longest_input, plan_context
 
 logger = logging.getLogger(__name__)
 
@@ -84,19 +84,39 @@ def plan_layout(model: Any, config: EngineConfig, cost: KvCost | None) -> Contex
     if no_rope and not (cost and cost.stateful) and n_ctx is not None:
         n_ctx = min(n_ctx, n_ctx_train)  # learned positions end where the training did
     free = free_memory() if config.memory is None else config.memory
+    if cost is None:
+        return ContextPlan(_longest_input(model, config, free), 1, 0)
     budget = config.kv_memory or int(free * KV_SHARE)
     plan = plan_context(
         n_ctx_train=n_ctx_train,
-        cost=cost or KvCost(0),
+        cost=cost,
         budget_bytes=budget,
         n_ctx=n_ctx,
         n_parallel=config.n_parallel,
         unified=config.kv_unified,
     )
-    if cost is not None:
-        _check(plan, cost.total(plan), config)
-        _log(plan, cost, budget, config)
+    _check(plan, cost.total(plan), config)
+    _log(plan, cost, budget, config)
     return plan
+
+
+def _longest_input(model: Any, config: EngineConfig, free: int) -> int:
+    n_train: int = lib.llama_model_n_ctx_train(model)
+    if config.n_ctx is not None:
+        return min(config.n_ctx, n_train)
+    vocabulary = lib.llama_model_get_vocab(model)
+    n = longest_input(
+        n_ctx_train=n_train,
+        n_vocab=lib.llama_vocab_n_tokens(vocabulary),
+        n_embd=lib.llama_model_n_embd_out(model),
+        free_bytes=free,
+    )
+    if n < n_train:
+        text = (
+            "%s: inputs of up to %d tokens, of %d, since more would take too much memory; see n_ctx"
+        )
+        logger.warning(text, config.model.name, n, n_train)
+    return n
 
 
 def _check(plan: ContextPlan, n_bytes: float, config: EngineConfig) -> None:

@@ -13,6 +13,11 @@ from openai_local.engine.config import EngineConfig
 from openai_local.engine.errors import Unsupported
 from openai_local.engine.llama.batch import CBatch, decode, view
 from openai_local.engine.llama.metadata import pooling
+from openai_local.engine.memory import (
+    EMBEDDING_SEQS,
+    EMBEDDING_SEQS_STATEFUL,
+    embedding_batch,
+)
 from openai_local.engine.messages import ModelInfo
 
 
@@ -25,24 +30,23 @@ class LlamaEmbedding:
         self, model: Any, config: EngineConfig, info: ModelInfo, threads: tuple[int, int]
     ) -> None:
         self.whole_inputs = not info.can_generate
-        # A recurrent model takes memory for the state of each.
         stateful = lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model)
-        self.n_seq = 4 if stateful else 64
+        self.n_seq = EMBEDDING_SEQS_STATEFUL if stateful else EMBEDDING_SEQS
         self._pooling = pooling(model)
         self.ranks = info.can_rank
         self.n_max = info.n_ctx
         self._n_embd: int = lib.llama_model_n_cls_out(model) if self.ranks else info.n_embd
+        self.n_batch = embedding_batch(
+            whole=self.whole_inputs,
+            n_ctx=info.n_ctx,
+            n_ubatch=config.n_ubatch,
+            n_vocab=info.n_vocab,
+            n_seq=self.n_seq,
+        )
         params = lib.llama_context_default_params()
-        if self.whole_inputs:
-            self.n_batch = max(config.n_ubatch, info.n_ctx, self.n_seq)
-            params.n_ubatch = self.n_batch
-            params.pooling_type = self._pooling
-        else:
-            # llama.cpp reserves an output for each sequence, and asserts that they fit the batch.
-            self.n_batch = max(config.n_ubatch, self.n_seq)
-            params.n_ubatch = self.n_batch
-            params.pooling_type = self._pooling if self.ranks else lib.LLAMA_POOLING_TYPE_NONE
-        params.n_batch = self.n_batch
+        pooled = self.whole_inputs or self.ranks
+        params.pooling_type = self._pooling if pooled else lib.LLAMA_POOLING_TYPE_NONE
+        params.n_batch = params.n_ubatch = self.n_batch
         params.n_ctx = max(self.n_batch, info.n_ctx)
         params.n_seq_max = self.n_seq
         params.kv_unified = True
@@ -50,6 +54,8 @@ class LlamaEmbedding:
         params.n_threads, params.n_threads_batch = threads
         params.no_perf = True
         params.swa_full = False
+        if config.flash_attn is not None:
+            params.flash_attn_type = int(config.flash_attn)
         self._context = lib.llama_init_from_model(model, params)
         if not self._context:
             raise Unsupported("embeddings: llama.cpp cannot make their context")

@@ -16,7 +16,7 @@ from openai_local.engine.backend import Batch, Draw, Floats, State
 from openai_local.engine.config import EngineConfig
 from openai_local.engine.draw import make_draw
 from openai_local.engine.errors import EngineStopped, ModelLoadFailed
-from openai_local.engine.gguf_check import read_checked
+from openai_local.engine.gguf_check import is_searched, read_checked
 from openai_local.engine.heap import release_memory
 from openai_local.engine.llama.batch import CBatch, decode, view
 from openai_local.engine.llama.context import measure_cost, new_context, plan_layout
@@ -32,6 +32,7 @@ from openai_local.engine.llama.metadata import (
     text_of,
 )
 from openai_local.engine.llama.sampler_chain import SamplerChains
+from openai_local.engine.llama.trial import try_out
 from openai_local.engine.llama.vocabulary import LlamaVocabulary
 from openai_local.engine.loading import Loading
 from openai_local.engine.machine import physical_cores
@@ -47,8 +48,11 @@ class LlamaBackend:
     Raises ModelLoadFailed, with a reason that names what is wrong.
     """
 
-    def __init__(self, config: EngineConfig, loading: Loading | None = None) -> None:
-        """``loading`` is asked while the file is read; when it gives up, raises EngineStopped."""
+    def __init__(
+        self, config: EngineConfig, loading: Loading | None = None, *, is_trial: bool = False
+    ) -> None:
+        """``loading`` is asked while the file is read; when it gives up, raises EngineStopped. A
+        model that may end the process is tried in another first, which ``is_trial``."""
         prepare_process()
         self._config = config
         self._context: Any = None
@@ -58,7 +62,7 @@ class LlamaBackend:
         # On a GPU the work is queued, and whoever asks for logits waits for it.
         self.asynchronous = config.n_gpu_layers != 0 and bool(lib.llama_supports_gpu_offload())
         self._copying: set[int] = set()  # slots of copies that are not done yet
-        self._model = self._load_model(loading or Loading(config.model.name))
+        self._model = self._load_model(loading or Loading(config.model.name), is_trial)
         try:
             vocabulary = lib.llama_model_get_vocab(self._model)
             if lib.llama_vocab_type(vocabulary) == lib.LLAMA_VOCAB_TYPE_NONE:
@@ -174,13 +178,17 @@ class LlamaBackend:
             lib.llama_model_free(model)
         release_memory()
 
-    def _load_model(self, loading: Loading) -> Any:
+    def _load_model(self, loading: Loading, is_trial: bool) -> Any:
         params = lib.llama_model_default_params()
         params.n_gpu_layers = self._config.n_gpu_layers
         if not self._config.use_mmap:
             params.load_mode = lib.LLAMA_LOAD_MODE_NONE
         path = self._config.model
-        read_checked(path)
+        parts = read_checked(path)
+        if is_trial:
+            params.use_extra_bufts = False  # what would hold a copy of the weights
+        elif not is_searched(parts[0]):
+            try_out(self._config, loading)
         take_errors()
 
         def report(fraction: float, _: object) -> bool:
@@ -227,7 +235,7 @@ class LlamaBackend:
             self.n_drop_max = self._most_to_drop(n_ctx)
         else:
             self.n_batch, self.n_drop_max = config.n_batch, n_ctx
-            n_ctx, n_parallel = min(n_ctx, lib.llama_model_n_ctx_train(model)), 1
+            n_parallel = 1
         self.info = ModelInfo(
             path=str(config.model),
             description=text_of(lib.llama_model_desc, model),
