@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from structured import accepts, bench_schemas, check_values, compiled, compiler, judge
 
 from openai_local.engine import Constraint, ConstraintUnsupported, InvalidConstraint
-from openai_local.engine.constraints.compiler import compiler as compiling
+from openai_local.engine.constraints import compiler as compiling
 from openai_local.engine.constraints.compiler import Compiled
 from openai_local.engine.constraints.json_schema import MAX_SUBSCHEMAS
 

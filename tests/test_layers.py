@@ -15,7 +15,7 @@ MODULES = {
     for path in ROOT.rglob("*.py")
 }
 LOOPS = {"asyncio", "anyio", "trio", "sniffio", "curio"}
-GUIDANCE = {f"openai_local.engine.constraints.compiler.{name}" for name in ("compiler", "grammars", "guide")}
+GUIDANCE = {f"openai_local.engine.constraints.{name}" for name in ("compiler", "grammars", "guide")}
 WEB = {"starlette", "pydantic", "pydantic_core", "fastapi", "uvicorn", "typer"}
 
 

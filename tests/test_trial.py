@@ -29,12 +29,16 @@ def load(path: Path, loading: Loading | None = None) -> None:
     LlamaBackend(EngineConfig(path, n_ctx=64, n_threads=1), loading).close()
 
 
-def test_what_ends_that_process_is_refused_with_its_last_words(path: Path) -> None:
+@pytest.mark.parametrize("n_bytes", [0, 1 << 30], ids=["without weights", "with weights"])
+def test_what_ends_that_process_is_refused_with_its_last_words(
+    path: Path, monkeypatch: pytest.MonkeyPatch, n_bytes: int
+) -> None:
     def sizes(writer: gguf.GGUFWriter) -> None:
         writer.add_expert_feed_forward_length(32)
         writer.add_expert_shared_count(1)
         writer.add_leading_dense_block_count(1)
 
+    monkeypatch.setattr(trial, "_COMPUTED_BYTES", n_bytes)
     tiny.llama(path, arch="glm4moe", edit=sizes)
     with pytest.raises(ModelLoadFailed, match=r"does not survive it: GGML_ASSERT\(hparams.n_exp"):
         load(path)
@@ -47,9 +51,14 @@ def test_a_signal_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         load(path)
 
 
-def test_what_lives_there_is_loaded_here(path: Path) -> None:
+@pytest.mark.parametrize("n_bytes", [0, 1 << 30], ids=["without weights", "with weights"])
+def test_what_lives_there_is_loaded_here(
+    path: Path, monkeypatch: pytest.MonkeyPatch, n_bytes: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(trial, "_COMPUTED_BYTES", n_bytes)
     tiny.llama(path, arch="xverse")
     load(path)
+    assert "could not be tried" not in caplog.text
 
 
 def test_what_is_refused_there_is_refused_here_with_the_reason(path: Path) -> None:

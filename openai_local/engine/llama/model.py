@@ -188,7 +188,7 @@ class LlamaBackend:
         if is_trial:
             params.use_extra_bufts = False  # what would hold a copy of the weights
         elif not is_searched(parts[0]):
-            try_out(self._config, loading)
+            try_out(self._config, loading, sum(part.n_bytes for part in parts))
         take_errors()
 
         def report(fraction: float, _: object) -> bool:

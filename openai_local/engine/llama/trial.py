@@ -1,6 +1,7 @@
-"""A model that may end the process is first run in one of its own, on the CPU.
+"""A model that may end the process is first tried in one of its own, on the CPU.
 
-Knows the file and the engine's settings, and nothing of who asks.
+Most of llama.cpp's assertions are met while a graph is built, for which no weights are needed: a
+large model's are not read. Knows the file and the engine's settings, and nothing of who asks.
 """
 
 from __future__ import annotations
@@ -18,12 +19,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+import llama_cpp as lib
 import numpy as np
 
 from openai_local.engine.backend import Batch
 from openai_local.engine.config import EngineConfig
 from openai_local.engine.errors import EngineError, EngineStopped, ModelLoadFailed
+from openai_local.engine.llama.context import new_context
+from openai_local.engine.llama.library import prepare_process
+from openai_local.engine.llama.vocabulary import LlamaVocabulary
 from openai_local.engine.loading import Loading
+from openai_local.engine.memory import ContextPlan
 
 logger = logging.getLogger(__name__)
 
@@ -32,9 +38,11 @@ _SAID_BYTES = 1 << 16
 _TEXT = "hi \x01 ✓ é, and so on: 12 + 3"
 _N_CTX = 256
 _MOST_TOKENS = 40
+# A larger model would be read twice, and computed for long.
+_COMPUTED_BYTES = 1 << 30
 _RUN = (
-    "import json, sys; places, path, options = json.loads(sys.argv[1]); sys.path[:] = places;"
-    "from openai_local.engine.llama.trial import run; run(path, options);"
+    "import json, sys; places, part, path, options = json.loads(sys.argv[1]); sys.path[:] = places;"
+    "from openai_local.engine.llama import trial; getattr(trial, part)(path, options);"
     "sys.stdout.write('survived')"
 )
 _SURVIVED = b"survived"
@@ -48,8 +56,8 @@ _ENVIRONMENT = {
 }
 
 
-def try_out(config: EngineConfig, loading: Loading) -> None:
-    """Load the model and compute a few tokens in another process.
+def try_out(config: EngineConfig, loading: Loading, n_bytes: int) -> None:
+    """Load the model of ``n_bytes`` in another process, and compute a few tokens if it is small.
 
     Raises ModelLoadFailed where that does not survive it, EngineStopped where the load is given
     up. What is only refused there will be refused here, too.
@@ -57,8 +65,9 @@ def try_out(config: EngineConfig, loading: Loading) -> None:
     if not re.match(r"(python|pypy)", Path(sys.executable or "").name):
         logger.warning("%s is not tried out: %r is no Python", config.model, sys.executable)
         return
+    part = compute if n_bytes <= _COMPUTED_BYTES else build
     with tempfile.TemporaryFile() as file:
-        status = _run(config, loading, file)
+        status = _run(part.__name__, config, loading, file)
         file.seek(max(0, file.tell() - _SAID_BYTES))
         said = file.read()
     if said.endswith(_SURVIVED):
@@ -78,9 +87,9 @@ def _ended(status: int) -> str:
     return f"it ends with {status}"
 
 
-def _run(config: EngineConfig, loading: Loading, said: IO[bytes]) -> int:
+def _run(part: str, config: EngineConfig, loading: Loading, said: IO[bytes]) -> int:
     """How the process ended. A host may have taken that away: then it is 0."""
-    argument = json.dumps([sys.path, str(config.model.absolute()), _options(config)])
+    argument = json.dumps([sys.path, part, str(config.model.absolute()), _options(config)])
     child = subprocess.Popen(
         [sys.executable, "-I", "-c", _RUN, argument],
         stdin=subprocess.DEVNULL,
@@ -115,19 +124,43 @@ def _options(config: EngineConfig) -> dict[str, Any]:
     }
 
 
-def run(path: str, options: dict[str, Any]) -> None:
-    """What the other process does: all that the host's would do with any model."""
+def build(path: str, options: dict[str, Any]) -> None:
+    """In the other process: the vocabulary and the graphs, without weights."""
+    prepare_process()
+    params = lib.llama_model_default_params()
+    params.n_gpu_layers = 0
+    params.load_mode, params.no_alloc = lib.LLAMA_LOAD_MODE_NONE, True
+    model = lib.llama_model_load_from_file(os.fsencode(path), params)
+    if not model:
+        return
+    if lib.llama_vocab_type(lib.llama_model_get_vocab(model)) != lib.LLAMA_VOCAB_TYPE_NONE:
+        _read(LlamaVocabulary(model))
+    config = EngineConfig(Path(path), **options)
+    plan = ContextPlan(_N_CTX, 2, 2 * _N_CTX)
+    with suppress(EngineError):
+        new_context(model, config, plan, 2, (1, 1))
+    embeds = lib.llama_context_default_params()
+    embeds.n_ctx = embeds.n_batch = embeds.n_ubatch = _N_CTX
+    embeds.embeddings = embeds.kv_unified = True
+    lib.llama_init_from_model(model, embeds)
+
+
+def _read(vocabulary: LlamaVocabulary) -> list[int]:
+    """Some tokens of it."""
+    for token in range(vocabulary.n_tokens):
+        vocabulary.spelling(token)
+    return vocabulary.tokenize(_TEXT, add_special=True, parse_special=True)[:_MOST_TOKENS]
+
+
+def compute(path: str, options: dict[str, Any]) -> None:
+    """In the other process: all that the host's would do with any model."""
     from openai_local.engine.llama.model import LlamaBackend
 
     try:
         backend = LlamaBackend(EngineConfig(Path(path), **options), is_trial=True)
     except EngineError:
         return
-    vocabulary = backend.vocabulary
-    for token in range(vocabulary.n_tokens):
-        vocabulary.spelling(token)
-    tokens = vocabulary.tokenize(_TEXT, add_special=True, parse_special=True)
-    tokens = tokens[: min(_MOST_TOKENS, backend.info.n_ctx - 1)]
+    tokens = _read(backend.vocabulary)[: backend.info.n_ctx - 1]
     if not tokens:
         return
     try:
