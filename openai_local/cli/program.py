@@ -14,6 +14,8 @@ import typer.main
 
 import openai_local
 from openai_local.cli.failures import INTERRUPTED, explain
+from openai_local.cli.signals import terminable
+from openai_local.cli.streams import mend_streams
 
 COMMANDS = {
     "serve": "Serve a model over HTTP, with OpenAI's API.",
@@ -36,16 +38,20 @@ class _Program(typer.core.TyperGroup):
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
         words, debug = _without_debug(list(sys.argv[1:] if args is None else args))
-        options["standalone_mode"] = False
-        try:
-            status = super().main(words, *rest, **options)
-        except typer.Abort:
-            status = INTERRUPTED
-        except Exception as error:
-            if debug:
-                traceback.print_exception(error)
-            line, status = explain(error)
-            typer.echo(f"error: {line}", err=True)
+        options |= {"standalone_mode": False, "obj": debug}
+        mend_streams()
+        with terminable():
+            try:
+                status = super().main(words, *rest, **options)
+            except typer.Abort:
+                status = INTERRUPTED
+            except Exception as error:
+                if debug:
+                    traceback.print_exception(error)
+                line, status = explain(error)
+                typer.echo(f"error: {line}", err=True)
+        if status == INTERRUPTED and sys.stderr.isatty():
+            typer.echo(err=True)  # the shell's prompt goes below ^C
         sys.exit(status or 0)
 
 
