@@ -6,8 +6,10 @@ import json
 import re
 import signal
 import socket
+import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import httpx
@@ -15,6 +17,9 @@ import pytest
 from servers import MODEL, process, server_process
 from terminal import CTRL_C, terminal
 from test_cli import line_of, run
+
+from openai_local.cli.failures import CommandFailed
+from openai_local.cli.listener import address, forget, listen, listen_at
 
 SERVE = ["-m", "openai_local", "serve"]
 
@@ -25,6 +30,51 @@ def test_a_port_in_use_is_told_before_a_model_is_loaded() -> None:
         result = run("serve", "/nothing.gguf", "--port", str(port))
     assert re.match(rf"cannot listen on 127.0.0.1:{port}: address .*--port", line_of(result, 1))
     assert "cannot listen" in line_of(run("serve", "--host", "256.0.0.1"), 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "reason"),
+    [
+        (("--port", "70000"), 2, "less than or equal to 65535. Try"),
+        (("--uds", "/nothing/socket"), 1, "cannot listen on /nothing/socket: no such file"),
+        (("--uds", "/tmp/" + "x" * 200), 1, "af_unix path too long"),
+        (("--ssl-certfile", "/nothing.pem"), 1, "cannot use /nothing.pem: No such file"),
+        (("--ssl-certfile", __file__), 1, f"cannot use {__file__}: this is no PEM file"),
+        (("--ssl-keyfile", "/nothing.pem"), 2, "--ssl-keyfile needs --ssl-certfile"),
+    ],
+)
+def test_what_cannot_be_listened_on_is_told_before_a_model_is_loaded(
+    options: tuple[str, ...], status: int, reason: str
+) -> None:
+    assert reason in line_of(run("serve", "/nothing.gguf", "--port", "0", *options), status)
+
+
+def test_a_socket_is_replaced_only_if_nobody_answers_there(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    listener = listen_at(path)
+    listener.listen()
+    with pytest.raises(CommandFailed, match="another process answers there"):
+        listen_at(path)
+    listener.close()
+    with listen_at(path) as again:
+        again.listen()
+        assert stat.S_IMODE(Path(path).stat().st_mode) == 0o666
+    forget(path)
+    forget(path)
+    Path(path).write_text("mine")
+    with pytest.raises(CommandFailed, match="address already in use"):
+        listen_at(path)
+    assert Path(path).read_text() == "mine"
+
+
+def test_an_address_of_ipv6_is_taken_and_told_as_in_a_url() -> None:
+    with listen("::1", 0) as listener:
+        port = listener.getsockname()[1]
+        listener.listen()
+        assert f"[::1]:{port}: address already in use" in line_of(
+            run("serve", "/nothing.gguf", "--host", "[::1]", "--port", str(port)), 1
+        )
+    assert address("127.0.0.1", 80) == "127.0.0.1:80"
 
 
 def test_a_model_that_cannot_be_loaded_is_told_and_the_status_is_1() -> None:
@@ -73,6 +123,23 @@ def test_settings_are_options_and_sockets_can_be_files(tmp_path: Path) -> None:
     assert model["id"] == "mine"
     assert error["code"] == "context_length_exceeded"
     assert not path.exists()
+
+
+@pytest.mark.model
+def test_a_second_ctrl_c_ends_open_streams_without_a_traceback() -> None:
+    with terminal([*SERVE, "--port", "0", "--no-access-log"]) as screen:
+        screen.until("print(answer")
+        (url,) = re.findall(r"^curl (http://[^ ]*)/chat", screen.text, re.M)
+        body = {"prompt": "Once", "max_tokens": 400, "ignore_eos": True, "stream": True}
+        with httpx.Client(trust_env=False, timeout=60) as client:
+            with client.stream("POST", f"{url}/completions", json=body) as stream:
+                next(stream.iter_lines())
+                screen.press(CTRL_C)
+                time.sleep(0.02)
+                screen.press(CTRL_C)
+                assert screen.end() in (0, 130)
+    assert "Traceback" not in screen.text
+    assert "Exception" not in screen.text
 
 
 @pytest.mark.model

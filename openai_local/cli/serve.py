@@ -42,9 +42,12 @@ def serve(
         ),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 picks a free one.")] = 8000,
+    port: Annotated[
+        int, typer.Option(help="Port to listen on; 0 picks a free one.", min=0, max=65535)
+    ] = 8000,
     uds: Annotated[
-        str | None, typer.Option(help="Unix socket to listen on instead.", metavar="PATH")
+        str | None,
+        typer.Option(help="Unix socket to listen on in place of a port.", metavar="PATH"),
     ] = None,
     ssl_certfile: Annotated[
         str | None, typer.Option(help="Certificate; serves https.", metavar="FILE")
@@ -83,7 +86,7 @@ def serve(
     status = server.run(
         application,
         lambda url: welcome(application, url, out()),
-        host=host,
+        host=host.strip("[]"),  # as it is in a URL, if it is one of IPv6
         port=port,
         uds=uds,
         ssl_certfile=ssl_certfile,
