@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import signal
@@ -10,16 +11,21 @@ import stat
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import anyio
 import httpx
 import pytest
+from fakes import FakeBackend, fake_app
+from rich.console import Console
 from servers import MODEL, process, server_process
 from terminal import CTRL_C, terminal
 from test_cli import line_of, run
 
 from openai_local.cli.failures import CommandFailed
 from openai_local.cli.listener import address, forget, listen, listen_at
+from openai_local.cli.welcome import welcome
 
 SERVE = ["-m", "openai_local", "serve"]
 
@@ -84,6 +90,32 @@ def test_a_model_that_cannot_be_loaded_is_told_and_the_status_is_1() -> None:
     (line,) = re.findall("^(?:error|ERROR).*$", output, re.M)
     assert line == "error: cannot load /nothing.gguf: there is no such file"
     assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("n_gpu_layers", "gpus", "told"),
+    [
+        (0, (), "the CPU"),
+        (31, ("CUDA0 (H100)",), "CUDA0 (H100): 31 of 31 layers"),
+        (10, ("CUDA0 (H100)",), "CUDA0 (H100): 10 of 31 layers, the others on the CPU"),
+        (31, ("CUDA0 (H100)", "CUDA1 (H100)"), "CUDA0 (H100) and CUDA1 (H100): 31 of 31 layers"),
+        (31, ("MTL0 (Apple M4)",), "MTL0 (Apple M4): 31 of 31 layers"),
+    ],
+)
+def test_the_panel_says_on_what_the_model_runs(
+    n_gpu_layers: int, gpus: tuple[str, ...], told: str
+) -> None:
+    backend = FakeBackend()
+    backend.info = replace(backend.info, n_layers=31, n_gpu_layers=n_gpu_layers, gpus=gpus)
+    app = fake_app(backend)
+    console = Console(file=io.StringIO(), force_terminal=True, width=100, no_color=True)
+
+    async def main() -> None:
+        async with app.lifespan():
+            welcome(app, "http://127.0.0.1:8000", console)
+
+    anyio.run(main)
+    assert f" {told} " in console.file.getvalue()
 
 
 @pytest.mark.model
