@@ -35,10 +35,16 @@ def chat(
     ] = None,
     url: Url = None,
     api_key: ApiKey = None,
-    system: Annotated[str | None, typer.Option(help="The system message.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 always takes the likeliest.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="The most of an answer.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The same one, the same answers.")] = None,
+    system: Annotated[str | None, typer.Option(help="The system message.", metavar="TEXT")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="0 always takes the likeliest.", metavar="NUMBER")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="The most of an answer.", metavar="NUMBER")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="The same one, the same answers.", metavar="NUMBER")
+    ] = None,
     json_schema: Annotated[
         Path | None, typer.Option(help="File with a schema that binds answers.", metavar="FILE")
     ] = None,

@@ -26,11 +26,18 @@ def complete(
     ] = None,
     url: Url = None,
     api_key: ApiKey = None,
-    max_tokens: Annotated[int, typer.Option(help="The most that are added.")] = 128,
-    temperature: Annotated[float | None, typer.Option(help="0 always takes the likeliest.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The same one, the same text.")] = None,
+    max_tokens: Annotated[
+        int, typer.Option(help="The most that are added.", metavar="NUMBER")
+    ] = 128,
+    temperature: Annotated[
+        float | None, typer.Option(help="0 always takes the likeliest.", metavar="NUMBER")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="The same one, the same text.", metavar="NUMBER")
+    ] = None,
     stop: Annotated[
-        list[str] | None, typer.Option(help="A text before which to end; may be repeated.")
+        list[str] | None,
+        typer.Option(help="A text before which to end; may be repeated.", metavar="TEXT"),
     ] = None,
     echo: Annotated[bool, typer.Option("--echo", help="Print the prompt too.")] = False,
     **settings: Any,

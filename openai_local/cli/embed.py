@@ -27,11 +27,13 @@ FIELDS = (*MODEL_FIELDS, "embedding_model")
 def embed(
     texts: Annotated[
         list[str] | None,
-        typer.Argument(metavar="TEXT...", help="The texts; else the lines of standard input."),
+        typer.Argument(metavar="TEXT", help="The texts; else the lines of standard input."),
     ] = None,
     url: Url = None,
     api_key: ApiKey = None,
-    dimensions: Annotated[int | None, typer.Option(help="The first so many of each.")] = None,
+    dimensions: Annotated[
+        int | None, typer.Option(help="The first so many of each.", metavar="NUMBER")
+    ] = None,
     **settings: Any,
 ) -> None:
     """Make embeddings of texts: a JSON list of numbers for each, a line each, in order.
