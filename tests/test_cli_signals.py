@@ -96,10 +96,22 @@ def test_serving_that_is_given_up_during_the_load_says_no_welcome() -> None:
     assert "Traceback" not in screen.text
 
 
+def test_a_second_ctrl_c_does_not_wait_for_what_a_server_loads(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with loading("serve", "--uds", str(path), *DEAF) as screen:
+        screen.press(CTRL_C)
+        screen.until("Shutting down")
+        screen.press(CTRL_C)
+        assert screen.end() == -signal.SIGINT
+    assert "Traceback" not in screen.text
+    assert not path.exists()
+
+
 def test_a_term_at_the_prompt_gives_the_terminal_back_as_it_was() -> None:
     with a_server() as url, terminal([*CHAT, "--url", url]) as screen:
         screen.until("> ")
         wait_until(lambda: not screen.echoes(), "the editing of a line")
+        threading.Event().wait(0.2)  # until it sleeps: one that comes before is seen at a key
         screen.process.send_signal(signal.SIGTERM)
         assert screen.end() == -signal.SIGTERM
         assert screen.echoes()

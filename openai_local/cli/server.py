@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
+import signal
 import socket
 import ssl
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from starlette.types import Message, Receive, Scope, Send
 from openai_local.application import Application
 from openai_local.cli.failures import FAILED, INTERRUPTED, USAGE, CommandFailed
 from openai_local.cli.listener import address, forget, listen, listen_at
+from openai_local.cli.signals import end_by
 
 
 def run(
@@ -51,7 +53,7 @@ def run(
     try:
         server.run([listener])
     except KeyboardInterrupt:  # uvicorn raises it again once everything has ended
-        return 0 if server.was_started and not server.force_exit else INTERRUPTED
+        return 0 if server.was_started else INTERRUPTED
     except SystemExit:
         if started.failure is None:
             raise
@@ -113,6 +115,13 @@ class _Server(uvicorn.Server):
         if self.started and not self.should_exit:  # told to end while the model was loaded
             self.was_started = True
             self._welcome(self._url())
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self.force_exit:  # a load, or what is saved at the end, is not waited for
+            if self.config.uds:
+                forget(self.config.uds)
+            end_by(signal.SIGINT)
 
     def _url(self) -> str:
         config = self.config

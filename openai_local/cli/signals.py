@@ -28,12 +28,17 @@ def terminable() -> Iterator[None]:
     try:
         yield
     except Terminated:
-        with suppress(OSError):
-            sys.stdout.flush()
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.raise_signal(signal.SIGTERM)
+        end_by(signal.SIGTERM)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def end_by(number: signal.Signals) -> None:
+    """End the process by a signal, without what Python does at its exit."""
+    with suppress(OSError):
+        sys.stdout.flush()
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(number)
 
 
 def end_at_once() -> None:
