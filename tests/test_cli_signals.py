@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,7 +21,11 @@ from terminal import CTRL_C, CTRL_D, Terminal, terminal
 from test_cli import run
 from test_cli_chat import a_dialogue, a_server, saying
 
+from openai_local.cli.client import Client
+from openai_local.cli.conversation import Conversation
+from openai_local.cli.dialogue import Dialogue
 from openai_local.cli.screen import answering, out
+from openai_local.cli.service import Service
 from openai_local.cli.signals import terminable
 from openai_local.cli.streams import whole
 
@@ -147,6 +152,26 @@ def test_ctrl_c_twice_at_once_stops_the_answer_and_nothing_else(tmp_path: Path) 
     assert "Traceback" not in screen.text
 
 
+@pytest.mark.model
+def test_the_answer_of_a_local_model_is_stopped_and_the_next_is_whole(tmp_path: Path) -> None:
+    file = tmp_path / "saved.json"
+    system = "You are a helpful assistant."
+    with terminal([*CHAT, "--temperature", "0", "--system", system, "-v"]) as screen:
+        screen.until("> ")
+        screen.press("Write a long story about a dog.\r")
+        screen.until("Once upon a time")
+        screen.press(CTRL_C)
+        at = screen.until("> ", screen.until("(stopped)"))
+        screen.press("What is the capital of France?\r")
+        at = screen.until("> ", screen.until("of them from before", screen.until("Paris", at)))
+        screen.press(f"/save {file}\r/exit\r")
+        assert screen.end() == 0
+    messages = json.loads(file.read_text())
+    assert [m["role"] for m in messages] == ["system", "user", "assistant", "user", "assistant"]
+    assert messages[2]["content"].startswith("Once upon a time")
+    assert "Traceback" not in screen.text
+
+
 def test_lines_that_are_pasted_are_one_message(tmp_path: Path) -> None:
     file = tmp_path / "saved.json"
     with a_dialogue(saying("Yes.")) as screen:
@@ -237,6 +262,33 @@ def test_an_error_behind_a_part_of_an_answer_has_a_line_of_its_own() -> None:
             screen.until("> ", screen.until("half\nerror: [2Jboom\n"))
             screen.press(CTRL_D)
             assert screen.end() == 0
+
+
+@pytest.mark.parametrize(("variable", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
+def test_a_terminal_without_colours_gets_none(variable: str, value: str) -> None:
+    with a_server(saying("Yes.")) as url:
+        command = [*CHAT, "other", "--url", url, "--temperature", "0"]
+        with terminal(command, {variable: value}) as screen:
+            screen.until("> ")
+            screen.press("hi\r")
+            screen.until("> ", screen.until("error: 404"))
+            screen.press(CTRL_D)
+            assert screen.end() == 0
+    assert not re.findall(r"\x1b\[[0-9;]*3[0-9]", screen.raw)
+    assert value != "dumb" or "\x1b" not in screen.raw
+
+
+def test_an_error_that_nobody_expected_ends_no_dialogue(capsys: pytest.CaptureFixture[str]) -> None:
+    class Broken(Conversation):
+        def ask(self, text: str) -> Any:
+            raise KeyError(text)
+
+    for debug in (False, True):
+        dialogue = Dialogue(Broken(Service(Client("http://x"), "m")), debug)
+        dialogue._turn("hi")
+        told = capsys.readouterr().err
+        assert "error: unexpected KeyError: 'hi'; --debug shows the traceback\n" in told
+        assert ("Traceback" in told) is debug
 
 
 def test_a_term_is_left_alone_where_it_is_anothers_business() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from openai_local.cli.streams import whole
@@ -15,8 +16,9 @@ def enable_editing() -> None:
         import readline
     except ImportError:
         return
-    # Lines that are pasted are one message, which Python switches off.
-    readline.parse_and_bind("set enable-bracketed-paste on")
+    if os.environ.get("TERM") != "dumb":
+        # Lines that are pasted are one message, which Python switches off.
+        readline.parse_and_bind("set enable-bracketed-paste on")
 
 
 def read_message() -> str:
