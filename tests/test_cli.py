@@ -95,6 +95,7 @@ def test_unknown_words_are_named_in_one_line() -> None:
     assert "frobnicate" in line_of(run("frobnicate"), 2)
     assert "--n-ctx" in line_of(run("serve", "--n-ctxt", "5"), 2)
     assert "Try 'root config --help'" in line_of(run("config"), 2)
+    assert "takes no 'zsh'" in line_of(run("--install-completion", "zsh"), 2)
 
 
 def test_a_wrong_setting_is_named_in_one_line() -> None:

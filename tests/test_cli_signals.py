@@ -139,16 +139,18 @@ def test_ctrl_c_twice_at_once_stops_the_answer_and_nothing_else(tmp_path: Path) 
     file = tmp_path / "saved.json"
     with a_dialogue(backend) as screen:
         screen.press("go on\r")
+        at = screen.until("go on\n")
         wait_until(lambda: backend.slots[0], "the answer's beginning")
         screen.process.send_signal(signal.SIGINT)
         screen.process.send_signal(signal.SIGINT)
-        screen.until("(stopped)\n> ")
-        # The second may come to the prompt that follows, and take the next line with it.
+        screen.until("\n> ", at)
+        # The second may come while the first is handled, or to the prompt that follows; then it
+        # takes the next line with it.
         screen.press("/help\r")
         screen.press(f"/save {file}\r/exit\r")
         assert screen.end() == 0
-    user, answer = json.loads(file.read_text())
-    assert (user["content"], bool(answer["content"])) == ("go on", True)
+    roles = [message["role"] for message in json.loads(file.read_text())]
+    assert roles in ([], ["user", "assistant"]), "never a question without an answer"
     assert "Traceback" not in screen.text
 
 

@@ -13,7 +13,7 @@ import typer.core
 import typer.main
 
 import openai_local
-from openai_local.cli.failures import INTERRUPTED, explain
+from openai_local.cli.failures import INTERRUPTED, USAGE, CommandFailed, explain
 from openai_local.cli.signals import terminable
 from openai_local.cli.streams import mend_streams
 
@@ -27,6 +27,7 @@ COMMANDS = {
     "doctor": "Say what is broken or slow here, and why.",
 }
 DEBUG = "--debug"
+COMPLETION = ("--install-completion", "--show-completion")
 
 
 class _Program(typer.core.TyperGroup):
@@ -42,6 +43,7 @@ class _Program(typer.core.TyperGroup):
         mend_streams()
         with terminable():
             try:
+                _check_completion(words)
                 status = super().main(words, *rest, **options)
             except typer.Abort:
                 status = INTERRUPTED
@@ -60,6 +62,13 @@ def _without_debug(args: list[str]) -> tuple[list[str], bool]:
     end = args.index("--") if "--" in args else len(args)
     options = [word for word in args[:end] if word != DEBUG]
     return options + args[end:], len(options) < end
+
+
+def _check_completion(words: list[str]) -> None:
+    """What stands behind these is ignored, such as the name of another shell than the caller."""
+    if len(words) > 1 and words[0] in COMPLETION:
+        text = f"{words[0]} takes no {words[1]!r}: it is for the shell that calls it"
+        raise CommandFailed(text, USAGE)
 
 
 def _version(wanted: bool) -> None:
