@@ -51,12 +51,21 @@ class ModelOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     chat_template: Path | None = Field(None, description="Jinja file used for the model's own")
-    n_ctx: int | None = Field(None, ge=8, lt=MAX_SIZE, description="The longest sequence")
+    n_ctx: int | None = Field(
+        None,
+        ge=8,
+        lt=MAX_SIZE,
+        description="The longest sequence in tokens; else as in the model's training, if it fits",
+    )
     n_parallel: int | None = Field(
         None, ge=1, lt=MAX_SIZE, description="Sequences that run at once"
     )
-    n_threads: int | None = Field(None, ge=1, le=512, description="Threads for single tokens")
-    n_threads_batch: int | None = Field(None, ge=1, le=512, description="Threads for prompts")
+    n_threads: int | None = Field(
+        None, ge=1, le=512, description="Threads for single tokens; else the physical cores"
+    )
+    n_threads_batch: int | None = Field(
+        None, ge=1, le=512, description="Threads for prompts; else as n_threads"
+    )
     n_gpu_layers: int = Field(-1, ge=-1, lt=MAX_SIZE, description="Layers on the GPU; -1 is all")
     n_batch: int = Field(2048, ge=1, le=MAX_BATCH, description="Most tokens of a decode")
     n_ubatch: int = Field(512, ge=1, le=MAX_BATCH, description="Most tokens computed at once")
@@ -156,7 +165,7 @@ class Settings(ModelOptions):
     )
     model_id: str | None = Field(None, description="Its name in the API; from the file's name")
     embedding_model: Annotated[Path | HubSource | WebSource | None, _Location] = Field(
-        None, description="The same of the model that serves embeddings or reranks"
+        None, description="A model of its own for embeddings or reranking, named as the other"
     )
     embedding_model_id: str | None = Field(None, description="Its name in the API")
     models: dict[Name, ModelTable] = Field(
@@ -321,7 +330,8 @@ def _read_file(path: str | Path) -> dict[str, Any]:
     try:
         values = read_toml(Path(path), _PATHS, _spelt_out)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"config: cannot read {path}: {error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"config: cannot read {path}: {reason}") from None
     if "config" in values:
         raise ConfigError(f"{path}: a settings file cannot name another in 'config'")
     return values

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
 import re
 import select
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,17 +32,27 @@ class Terminal:
     def text(self) -> str:
         return _ESCAPES.sub("", self.raw).replace("\r\n", "\n")
 
-    def press(self, keys: str) -> None:
+    def press(self, keys: str | bytes) -> None:
         """Ctrl-D only at a prompt: between two, nobody sees it."""
-        os.write(self._master, keys.encode())
+        os.write(self._master, keys if isinstance(keys, bytes) else keys.encode())
 
     def until(self, text: str, after: int = 0) -> int:
         """Wait for ``text`` beyond the first ``after`` characters; where it ends."""
         end = time.monotonic() + START_S
         while (at := self.text.find(text, after)) < 0:
-            assert time.monotonic() < end, f"no {text!r} in {self.text[after:]!r}"
-            assert self._read(), f"ended without {text!r}: {self.text[after:]!r}"
+            self._read_before(end, text, self.text[after:])
         return at + len(text)
+
+    def until_raw(self, codes: str) -> None:
+        """Wait for what only the terminal sees."""
+        end = time.monotonic() + START_S
+        while codes not in self.raw:
+            self._read_before(end, codes, self.raw)
+
+    def echoes(self) -> bool:
+        """Whether it shows what is typed and gives a command whole lines, as a shell leaves it."""
+        flags = termios.tcgetattr(self._master)[3]
+        return bool(flags & termios.ECHO) and bool(flags & termios.ICANON)
 
     def end(self) -> int:
         """Read all, and wait; the exit status."""
@@ -48,6 +60,10 @@ class Terminal:
         while self._read():
             assert time.monotonic() < end, f"it does not end: {self.text[-500:]!r}"
         return self.process.wait(STOP_S)
+
+    def _read_before(self, end: float, text: str, seen: str) -> None:
+        assert time.monotonic() < end, f"no {text!r} in {seen!r}"
+        assert self._read(), f"ended without {text!r}: {seen!r}"
 
     def _read(self) -> bool:
         """More of the output; False at its end."""
@@ -88,8 +104,5 @@ def terminal(
 
 def _take_terminal() -> None:
     """So that Ctrl-C is a signal to the command."""
-    import fcntl
-    import termios
-
     os.setsid()
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)

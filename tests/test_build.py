@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from openai_local.engine.llama.build import features
+from openai_local.engine.llama.devices import Device, Placement, place
 
 
 def test_features_carry_the_backend_that_has_them() -> None:
@@ -25,6 +28,36 @@ def test_a_process_of_its_own_tells_the_build() -> None:
     command = [sys.executable, "-m", "openai_local.engine.llama.build"]
     told = subprocess.run(command, capture_output=True, check=True, timeout=60).stdout
     build = json.loads(told)
+    assert "CPU" in build["backends"]
     assert [device["kind"] for device in build["devices"]].count("cpu") == 1
     assert any(feature.startswith("CPU.") for feature in build["features"])
     assert any(Path(build["library"]).iterdir())
+
+
+def a_device(name: str, kind: str) -> Device:
+    return Device(name, f"the {name}", kind, 1, 2)
+
+
+CPU, ONE, TWO = a_device("CPU", "cpu"), a_device("CUDA0", "gpu"), a_device("CUDA1", "gpu")
+SHARED, OTHER = a_device("Vulkan0", "igpu"), a_device("Vulkan1", "igpu")
+METAL, BLAS = a_device("MTL0", "gpu"), a_device("BLAS", "accel")
+
+
+@pytest.mark.parametrize(
+    ("asked", "devices", "n_gpu_layers", "gpus"),
+    [
+        (-1, [CPU], 0, []),
+        (-1, [ONE, CPU], 31, ["CUDA0 (the CUDA0)"]),
+        (0, [ONE, CPU], 0, []),
+        (10, [ONE, CPU], 10, ["CUDA0 (the CUDA0)"]),
+        (30, [ONE, CPU], 30, ["CUDA0 (the CUDA0)"]),  # its first layer is on the CPU
+        (99, [ONE, TWO, CPU], 31, ["CUDA0 (the CUDA0)", "CUDA1 (the CUDA1)"]),
+        (-1, [SHARED, OTHER, CPU], 31, ["Vulkan0 (the Vulkan0)"]),
+        (-1, [SHARED, ONE, CPU], 31, ["CUDA0 (the CUDA0)"]),
+        (-1, [METAL, BLAS, CPU], 31, ["MTL0 (the MTL0)"]),
+    ],
+)
+def test_layers_are_counted_where_llama_cpp_puts_them(
+    asked: int, devices: list[Device], n_gpu_layers: int, gpus: list[str]
+) -> None:
+    assert place(asked, 30, devices) == Placement(31, n_gpu_layers, tuple(gpus))

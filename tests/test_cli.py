@@ -95,6 +95,7 @@ def test_unknown_words_are_named_in_one_line() -> None:
     assert "frobnicate" in line_of(run("frobnicate"), 2)
     assert "--n-ctx" in line_of(run("serve", "--n-ctxt", "5"), 2)
     assert "Try 'root config --help'" in line_of(run("config"), 2)
+    assert "takes no 'zsh'" in line_of(run("--install-completion", "zsh"), 2)
 
 
 def test_a_wrong_setting_is_named_in_one_line() -> None:
@@ -134,7 +135,7 @@ def test_the_origin_of_every_setting_is_shown(tmp_path: Path) -> None:
     rows = shown(result)
     told = {name: (row["value"], row["origin"], row["where"]) for name, row in rows.items()}
     assert told["n_ubatch"] == (16, "argument", "--n-ubatch")
-    assert told["docs"] == (False, "argument", "--docs")
+    assert told["docs"] == (False, "argument", "--no-docs")
     assert told["kv_memory"] == (2 << 30, "environment", "OPENAI_LOCAL_KV_MEMORY")
     assert told["n_batch"] == (64, "file", str(file))
     assert told["models.small.n_ctx"] == (99, "file", str(file))
@@ -143,6 +144,15 @@ def test_the_origin_of_every_setting_is_shown(tmp_path: Path) -> None:
     assert "hush" not in result.output
     assert told["api_key"][1:] == ("environment", "OPENAI_LOCAL_API_KEY")
     assert set(Settings.model_fields) - {"models"} <= set(rows)
+
+
+def test_values_are_shown_as_they_are_written() -> None:
+    options = ("--cors-origins", "http://a http://b", "--cache-ram", "1048576")
+    lines = run("config", "show", *options).stdout.splitlines()
+    words = {line.split()[0]: line.split("  ") for line in lines}
+    shown = {name: [word.strip() for word in row if word][1] for name, row in words.items()}
+    assert shown["cors_origins"] == "http://a, http://b"
+    assert (shown["cache_ram"], shown["cache_disk"]) == ("1.0MiB", "4.0GiB")
 
 
 def test_what_is_not_set_says_what_it_becomes() -> None:
@@ -193,6 +203,9 @@ def test_a_shell_completes_commands_options_and_models(tmp_path: Path) -> None:
     assert completed("openai-local co") == ["complete", "config"]
     assert completed("openai-local serve --kv-m") == ["--kv-memory"]
     assert completed("openai-local serve o") == ["one.gguf"]
+    assert completed("openai-local serve -m o") == ["one.gguf"]
+    assert completed("openai-local chat --cache-type-k q") == ["q8_0", "q4_0"]
+    assert completed("openai-local models rm o") == []
 
 
 def test_a_terminal_obeys_nothing_in_a_text() -> None:

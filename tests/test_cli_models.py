@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import hub_server
 import pytest
 from assets.tiny import llama
 from hub_server import HubServer, Repository, sha256
-from terminal import terminal
+from terminal import CTRL_C, terminal
 from test_cli import line_of, run
 
 
@@ -106,8 +107,68 @@ def test_models_are_named_by_the_settings(
     shown = run("models", "show", "mine", *known, **variables).stdout
     assert "n_ctx:            64\n" in shown
     assert "no such file" in line_of(run("models", "show", "missing", *known, **variables), 1)
+    assert run("models", "pull", "mine", *known, **variables).stdout == f"{tmp_path}/tiny.gguf\n"
     folder = run("models", "list", "--models-dir", str(tmp_path), **variables).stdout
     assert "models_dir" in folder
+
+
+def test_a_download_that_is_interrupted_goes_on_and_can_be_removed(
+    server: HubServer, variables: dict[str, str], tmp_path: Path
+) -> None:
+    large = os.urandom(4 << 20)
+    server.repositories["org/large-GGUF"] = Repository({"large-Q8_0.gguf": large})
+    server.gate = threading.Event()
+    models = ["-m", "openai_local", "models"]
+    for _ in range(2):
+        with terminal([*models, "pull", "hf:org/large-GGUF"], variables) as screen:
+            screen.until("/4.0 MiB")
+            screen.press(CTRL_C)
+            assert screen.end() == 130
+        assert "the same command goes on" in screen.text
+        assert "Traceback" not in screen.text
+    assert [transfer.get("range", "")[:6] for transfer in server.transfers()] == ["", "bytes="]
+    with terminal([*models, "pull", "hf:org/large-GGUF"], variables) as screen:
+        screen.until("/4.0 MiB")
+        with terminal([*models, "rm", "hf:org/large-GGUF"], variables) as other:
+            assert (other.end(), "nothing of" in other.text) == (1, True), "it is in use"
+        screen.press(CTRL_C)
+        assert screen.end() == 130
+    with terminal([*models, "rm", "hf:org/large-GGUF"], variables) as screen:
+        assert (screen.end(), "MiB are free again" in screen.text) == (0, True)
+    assert not any((tmp_path / "hub" / "models--org--large-GGUF" / "blobs").iterdir())
+
+
+def test_what_is_here_already_shows_no_bar(
+    server: HubServer, data: bytes, variables: dict[str, str]
+) -> None:
+    server.plain["m.gguf"] = data
+    url = f"{server.url}/plain/m.gguf#sha256={sha256(data)}"
+    path = run("models", "pull", url, **variables).stdout
+    with terminal(["-m", "openai_local", "models", "pull", url], variables) as screen:
+        assert screen.end() == 0
+    assert screen.text.strip() == path.strip()
+
+
+def test_what_is_neither_here_nor_can_be_downloaded_is_told(variables: dict[str, str]) -> None:
+    for command in ("pull", "rm"):
+        told = line_of(run("models", command, "ftp://host/x.gguf", **variables), 1)
+        assert "hf:owner/repo or https://" in told
+    packaged = run("models", "pull", "smollm2-135m-instruct", **variables)
+    assert Path(packaged.stdout.strip()).is_file()
+    kept = line_of(run("models", "rm", "smollm2-135m-instruct", **variables), 1)
+    assert kept == f"{packaged.stdout.strip()} was not downloaded: yours to delete"
+
+
+def test_in_a_terminal_a_name_is_whole(
+    server: HubServer, data: bytes, variables: dict[str, str]
+) -> None:
+    server.plain["m.gguf"] = data
+    url = f"{server.url}/plain/m.gguf#sha256={sha256(data)}"
+    assert run("models", "pull", url, **variables).exit_code == 0
+    with terminal(["-m", "openai_local", "models", "list"], variables) as screen:
+        assert screen.end() == 0
+    assert f"  downloaded  {url}\n" in screen.text
+    assert " packaged    smollm2-135m-instruct\n" in screen.text
 
 
 def test_a_file_of_ones_own_is_shown_and_not_removed(data: bytes, tmp_path: Path) -> None:

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import signal
 import socket
+import stat
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
+import anyio
 import httpx
 import pytest
+from fakes import FakeBackend, fake_app
+from rich.console import Console
 from servers import MODEL, process, server_process
 from terminal import CTRL_C, terminal
 from test_cli import line_of, run
+
+from openai_local.cli.failures import CommandFailed
+from openai_local.cli.listener import address, forget, listen, listen_at
+from openai_local.cli.welcome import welcome
 
 SERVE = ["-m", "openai_local", "serve"]
 
@@ -27,6 +38,51 @@ def test_a_port_in_use_is_told_before_a_model_is_loaded() -> None:
     assert "cannot listen" in line_of(run("serve", "--host", "256.0.0.1"), 1)
 
 
+@pytest.mark.parametrize(
+    ("options", "status", "reason"),
+    [
+        (("--port", "70000"), 2, "65535. Try"),
+        (("--uds", "/nothing/socket"), 1, "cannot listen on /nothing/socket: no such file"),
+        (("--uds", "/tmp/" + "x" * 200), 1, "af_unix path too long"),
+        (("--ssl-certfile", "/nothing.pem"), 1, "cannot use /nothing.pem: No such file"),
+        (("--ssl-certfile", __file__), 1, f"cannot use {__file__}: this is no PEM file"),
+        (("--ssl-keyfile", "/nothing.pem"), 2, "--ssl-keyfile needs --ssl-certfile"),
+    ],
+)
+def test_what_cannot_be_listened_on_is_told_before_a_model_is_loaded(
+    options: tuple[str, ...], status: int, reason: str
+) -> None:
+    assert reason in line_of(run("serve", "/nothing.gguf", "--port", "0", *options), status)
+
+
+def test_a_socket_is_replaced_only_if_nobody_answers_there(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    listener = listen_at(path)
+    listener.listen()
+    with pytest.raises(CommandFailed, match="another process answers there"):
+        listen_at(path)
+    listener.close()
+    with listen_at(path) as again:
+        again.listen()
+        assert stat.S_IMODE(Path(path).stat().st_mode) == 0o666
+    forget(path)
+    forget(path)
+    Path(path).write_text("mine")
+    with pytest.raises(CommandFailed, match="address already in use"):
+        listen_at(path)
+    assert Path(path).read_text() == "mine"
+
+
+def test_an_address_of_ipv6_is_taken_and_told_as_in_a_url() -> None:
+    with listen("::1", 0) as listener:
+        port = listener.getsockname()[1]
+        listener.listen()
+        assert f"[::1]:{port}: address already in use" in line_of(
+            run("serve", "/nothing.gguf", "--host", "[::1]", "--port", str(port)), 1
+        )
+    assert address("127.0.0.1", 80) == "127.0.0.1:80"
+
+
 def test_a_model_that_cannot_be_loaded_is_told_and_the_status_is_1() -> None:
     with process([*SERVE, "/nothing.gguf", "--port", "0"]) as running:
         assert running.wait(60) == 1
@@ -34,6 +90,32 @@ def test_a_model_that_cannot_be_loaded_is_told_and_the_status_is_1() -> None:
     (line,) = re.findall("^(?:error|ERROR).*$", output, re.M)
     assert line == "error: cannot load /nothing.gguf: there is no such file"
     assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("n_gpu_layers", "gpus", "told"),
+    [
+        (0, (), "the CPU"),
+        (31, ("CUDA0 (H100)",), "CUDA0 (H100): 31 of 31 layers"),
+        (10, ("CUDA0 (H100)",), "CUDA0 (H100): 10 of 31 layers, the others on the CPU"),
+        (31, ("CUDA0 (H100)", "CUDA1 (H100)"), "CUDA0 (H100) and CUDA1 (H100): 31 of 31 layers"),
+        (31, ("MTL0 (Apple M4)",), "MTL0 (Apple M4): 31 of 31 layers"),
+    ],
+)
+def test_the_panel_says_on_what_the_model_runs(
+    n_gpu_layers: int, gpus: tuple[str, ...], told: str
+) -> None:
+    backend = FakeBackend()
+    backend.info = replace(backend.info, n_layers=31, n_gpu_layers=n_gpu_layers, gpus=gpus)
+    app = fake_app(backend)
+    console = Console(file=io.StringIO(), force_terminal=True, width=100, no_color=True)
+
+    async def main() -> None:
+        async with app.lifespan():
+            welcome(app, "http://127.0.0.1:8000", console)
+
+    anyio.run(main)
+    assert f" {told} " in console.file.getvalue()
 
 
 @pytest.mark.model
@@ -73,6 +155,23 @@ def test_settings_are_options_and_sockets_can_be_files(tmp_path: Path) -> None:
     assert model["id"] == "mine"
     assert error["code"] == "context_length_exceeded"
     assert not path.exists()
+
+
+@pytest.mark.model
+def test_a_second_ctrl_c_ends_open_streams_without_a_traceback() -> None:
+    with terminal([*SERVE, "--port", "0", "--no-access-log"]) as screen:
+        screen.until("print(answer")
+        (url,) = re.findall(r"^curl (http://[^ ]*)/chat", screen.text, re.M)
+        body = {"prompt": "Once", "max_tokens": 400, "ignore_eos": True, "stream": True}
+        with httpx.Client(trust_env=False, timeout=60) as client:
+            with client.stream("POST", f"{url}/completions", json=body) as stream:
+                next(stream.iter_lines())
+                screen.press(CTRL_C)
+                time.sleep(0.02)
+                screen.press(CTRL_C)
+                assert screen.end() in (0, -signal.SIGINT)
+    assert "Traceback" not in screen.text
+    assert "Exception" not in screen.text
 
 
 @pytest.mark.model

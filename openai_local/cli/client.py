@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,13 @@ import httpx
 from openai_local.cli.failures import CommandFailed
 
 CONNECT_S = 15.0
+# Ours and other servers', and llama-server's.
+TOO_LONG = {"context_length_exceeded", "exceed_context_size_error"}
+STRANGE = "the server's answer is not of OpenAI's shape"
+
+
+class PromptTooLong(CommandFailed):
+    """The server says that the context is shorter."""
 
 
 class Client:
@@ -34,7 +42,10 @@ class Client:
 
     def models(self) -> list[str]:
         """The names that the server lists."""
-        return [entry["id"] for entry in _json(self._call("GET", "models")).get("data", ())]
+        data = _json(self._call("GET", "models")).get("data")
+        if not isinstance(data, list):
+            raise CommandFailed(f"{self._url}: {STRANGE}")
+        return [text(entry.get("id")) for entry in _objects(data)]
 
     def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """The whole answer."""
@@ -48,7 +59,7 @@ class Client:
             try:
                 if response.is_error:
                     response.read()
-                    raise CommandFailed(_reason(response))
+                    raise _failure(response)
                 yield from _events(response)
             finally:
                 response.close()
@@ -57,7 +68,7 @@ class Client:
         with self._errors():
             response = self._http.request(method, path, **options)
         if response.is_error:
-            raise CommandFailed(_reason(response))
+            raise _failure(response)
         return response
 
     @contextmanager
@@ -65,8 +76,26 @@ class Client:
         try:
             yield
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            reason = str(error) or type(error).__name__
+            reason = re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or type(error).__name__
             raise CommandFailed(f"{self._url}: {reason}") from error
+
+
+def choices(chunk: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Of a chunk. Raises CommandFailed where they are something else."""
+    return _objects(chunk.get("choices") or [])
+
+
+def text(value: Any) -> str:
+    """``value``, none if it is null. Raises CommandFailed where it is something else."""
+    if not isinstance(value, str | None):
+        raise CommandFailed(STRANGE)
+    return value or ""
+
+
+def _objects(values: Any) -> list[dict[str, Any]]:
+    if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
+        raise CommandFailed(STRANGE)
+    return values
 
 
 def _events(response: httpx.Response) -> Iterator[dict[str, Any]]:
@@ -89,7 +118,7 @@ def _events(response: httpx.Response) -> Iterator[dict[str, Any]]:
             raise CommandFailed(_message(event["error"]))
         yield event
     if not ended:
-        raise CommandFailed("the server ended the stream before the answer")
+        raise CommandFailed("the server ended the stream before the answer's end")
 
 
 def _json(response: httpx.Response) -> dict[str, Any]:
@@ -102,12 +131,17 @@ def _json(response: httpx.Response) -> dict[str, Any]:
     return answer
 
 
-def _reason(response: httpx.Response) -> str:
+def _failure(response: httpx.Response) -> CommandFailed:
     try:
-        said = _message(response.json()["error"])
+        error = response.json()["error"]
     except (ValueError, KeyError, TypeError):
-        said = response.text[:200]
-    return f"{response.status_code} {response.reason_phrase}: {said}"
+        error = response.text[:200]
+    line = f"{response.status_code} {response.reason_phrase}: {_message(error)}"
+    if isinstance(error, dict) and not TOO_LONG.isdisjoint(
+        str(error.get(name)) for name in ("code", "type")
+    ):
+        return PromptTooLong(line)
+    return CommandFailed(line)
 
 
 def _message(error: Any) -> str:

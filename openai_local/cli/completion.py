@@ -1,18 +1,23 @@
-"""What a shell completes a model's name with."""
+"""What a shell completes with: the names of models, and the values of options."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 
 def complete_models(incomplete: str) -> list[str]:
     """GGUF files and directories that begin so, or what was downloaded."""
     if incomplete.startswith(("hf:", "http:", "https:")):
-        from openai_local.models.cached import list_cached  # asks the hub's library, if it is there
-
-        return [model.source for model in list_cached() if model.source.startswith(incomplete)]
+        return complete_downloads(incomplete)
     return sorted(set(_files(incomplete)))
+
+
+def complete_downloads(incomplete: str) -> list[str]:
+    """What was downloaded and begins so."""
+    from openai_local.models.cached import list_cached  # asks the hub's library, if it is there
+
+    return [model.source for model in list_cached() if model.source.startswith(incomplete)]
 
 
 def _files(incomplete: str) -> Iterator[str]:
@@ -30,3 +35,8 @@ def _files(incomplete: str) -> Iterator[str]:
             yield f"{prefix}{entry.name}/"
         elif entry.suffix == ".gguf":
             yield prefix + entry.name
+
+
+def complete_values(values: Sequence[str]) -> Callable[[str], list[str]]:
+    """Those of ``values`` that begin so."""
+    return lambda incomplete: [value for value in values if value.startswith(incomplete)]

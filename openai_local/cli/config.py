@@ -6,10 +6,11 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
+from pydantic import ByteSize
 from rich.markup import escape
 from rich.table import Table
 
-from openai_local.cli.options import all_fields, takes_settings
+from openai_local.cli.options import all_fields, is_size, takes_settings
 from openai_local.cli.origins import Effective, effective
 from openai_local.cli.screen import out, print_json
 
@@ -50,4 +51,8 @@ def show(
 def _value(row: Effective) -> str:
     if row.value is None:
         return row.becomes or ""
+    if isinstance(row.value, list):
+        return ", ".join(row.value)
+    if is_size(row.name.rpartition(".")[2]):
+        return ByteSize(row.value).human_readable()
     return str(row.value).lower() if isinstance(row.value, bool) else str(row.value)

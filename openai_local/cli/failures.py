@@ -23,7 +23,8 @@ def explain(error: Exception) -> tuple[str, int]:
     usage = getattr(error, "format_message", None)  # typer's own, in all its versions
     if usage is not None:
         path = getattr(getattr(error, "ctx", None), "command_path", "openai-local")
-        return one_line(f"{usage()} Try '{path} --help'."), getattr(error, "exit_code", USAGE)
+        said = usage().rstrip(".")
+        return one_line(f"{said}. Try '{path} --help'."), getattr(error, "exit_code", USAGE)
     if isinstance(error, CommandFailed):
         return one_line(str(error)), error.status
     if type(error).__module__.startswith("openai_local."):

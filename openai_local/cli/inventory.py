@@ -13,7 +13,13 @@ from openai_local.models.catalog import Catalog
 from openai_local.models.fetch import fetch
 from openai_local.models.files import SMOLLM2_ID, packaged_smollm2
 from openai_local.models.hub import Hub
-from openai_local.models.sources import InvalidSource, ModelSource, parse_source
+from openai_local.models.sources import (
+    HubSource,
+    InvalidSource,
+    ModelSource,
+    WebSource,
+    parse_source,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +55,30 @@ def find_file(word: str, settings: Settings) -> Path:
     for entry in inventory(settings):
         if entry.name == word and entry.n_bytes is not None:
             return Path(entry.path)
-    source = source_of(_configured(settings).get(word, word))
     # What is here is found without asking anybody.
-    return fetch(source, hub=Hub(offline=True))
+    return fetch(source_of(word, settings), hub=Hub(offline=True))
 
 
-def source_of(word: str | ModelSource) -> ModelSource:
-    """What a word names. Raises CommandFailed."""
+def source_of(word: str, settings: Settings) -> ModelSource:
+    """What a name in the settings or another word means. Raises CommandFailed."""
+    source = _configured(settings).get(word, word)
     try:
-        return parse_source(word) if isinstance(word, (str, Path)) else word
+        return parse_source(source) if isinstance(source, str) else source
     except InvalidSource as error:
         raise CommandFailed(str(error)) from None
+
+
+def downloaded_source(word: str, settings: Settings) -> HubSource | WebSource | None:
+    """As :func:`source_of`, of what can be downloaded; None for a file that is here. Raises
+    CommandFailed for what is neither."""
+    source = source_of(word, settings)
+    if not isinstance(source, Path):
+        return source
+    if source.is_file() or word == SMOLLM2_ID and packaged_smollm2() is not None:
+        return None
+    raise CommandFailed(
+        f"{word} is no file and no name in the settings; models come from hf:owner/repo or https://"
+    )
 
 
 def _configured(settings: Settings) -> dict[str, ModelSource]:

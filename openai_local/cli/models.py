@@ -9,12 +9,21 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
+from rich.text import Text
 
-from openai_local.cli.completion import complete_models
+from openai_local.cli.completion import complete_downloads, complete_models
 from openai_local.cli.failures import CommandFailed
-from openai_local.cli.inventory import find_file, inventory, source_of
+from openai_local.cli.inventory import Entry, downloaded_source, find_file, inventory
 from openai_local.cli.options import takes_settings
 from openai_local.cli.screen import err, harmless, out, print_json, size
 from openai_local.config import ModelOptions, load_settings
@@ -43,25 +52,41 @@ def _group() -> None:
 @cli.command("list")
 @takes_settings(("config", "models_dir"))
 def list_models(as_json: Json = False, **settings: Any) -> None:
-    """List the models of the settings, the packaged one, and what was downloaded."""
+    """List the models that there are.
+
+    Those of the settings, the packaged one, and what was downloaded.
+    """
     entries = list(inventory(load_settings(**settings)))
     if as_json:
         print_json([asdict(entry) for entry in entries])
         return
+    console = out()
+    if console.is_terminal:
+        # The name last and whole, however narrow the terminal: it is copied. Paths are for show.
+        width = max((len(entry.place) for entry in entries), default=0)
+        for entry in entries:
+            row = f"{_size(entry):>9}  {entry.place:<{width}}  {harmless(entry.name)}"
+            console.out(row, style=None if entry.n_bytes is not None else "dim")
+        return
     table = Table(box=None, pad_edge=False)
     for heading in ("model", "size", "known by", "path"):
-        table.add_column(heading, overflow="fold", no_wrap=heading == "size")
+        table.add_column(heading)
     for entry in entries:
-        n_bytes = "not here" if entry.n_bytes is None else size(entry.n_bytes)
-        name, path = (escape(harmless(text)) for text in (entry.name, entry.path))
-        table.add_row(name, n_bytes, entry.place, path)
-    out().print(table)
+        table.add_row(escape(entry.name), _size(entry), entry.place, escape(entry.path))
+    console.print(table)
+
+
+def _size(entry: Entry) -> str:
+    return "not here" if entry.n_bytes is None else size(entry.n_bytes)
 
 
 @cli.command()
 @takes_settings(("config", "models_dir", *ModelOptions.model_fields))
 def show(model: Model, as_json: Json = False, **settings: Any) -> None:
-    """Show what a model is, and the memory it takes with the settings. Loads nothing."""
+    """Show what a model is and takes.
+
+    The memory is that with the settings. Loads nothing.
+    """
     loaded = load_settings(**settings)
     path = find_file(model, loaded)
     table = loaded.models.get(model)
@@ -76,48 +101,67 @@ def show(model: Model, as_json: Json = False, **settings: Any) -> None:
 
 
 @cli.command()
-def pull(model: Model) -> None:
-    """Fetch a model of the hub or of a URL into the cache. What was begun goes on."""
-    source = source_of(model)
-    with _progress(str(source).rpartition("/")[2]) as on_progress:
-        path = fetch(source, on_progress=on_progress)
+@takes_settings(("config",))
+def pull(model: Model, **settings: Any) -> None:
+    """Fetch a model into the cache. What was begun goes on."""
+    loaded = load_settings(**settings)
+    source = downloaded_source(model, loaded)
+    if source is None:
+        out().out(str(find_file(model, loaded)))
+        return
+    try:
+        with _progress(str(source).rpartition("/")[2]) as on_progress:
+            path = fetch(source, on_progress=on_progress)
+    except KeyboardInterrupt:
+        err().out("what has come is kept; the same command goes on from there")
+        raise
     out().out(str(path))
 
 
 @cli.command()
+@takes_settings(("config",))
 def rm(
     models: Annotated[
         list[str],
         typer.Argument(
-            metavar="MODEL...",
+            metavar="MODEL",
             help="As list shows what was downloaded.",
-            autocompletion=complete_models,
+            autocompletion=complete_downloads,
         ),
     ],
+    **settings: Any,
 ) -> None:
-    """Remove what was downloaded of models. Files that were not, are left alone."""
+    """Remove downloaded models. No other files are touched."""
+    loaded = load_settings(**settings)
     for model in models:
-        try:
-            freed = remove(source_of(model))
-        except ValueError as error:
-            raise CommandFailed(str(error)) from None
+        source = downloaded_source(model, loaded)
+        if source is None:
+            raise CommandFailed(f"{find_file(model, loaded)} was not downloaded: yours to delete")
+        freed = remove(source)
         if not freed:
             raise CommandFailed(f"nothing of {model} was downloaded")
         out().out(f"{model}: {size(freed)} are free again")
 
 
+class _Speed(ProgressColumn):
+    """In the units of the sizes beside it."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{size(task.speed)}/s" if task.speed else "")
+
+
 @contextmanager
 def _progress(name: str) -> Iterator[OnProgress]:
-    """A bar on a terminal's standard error."""
+    """A bar on a terminal's standard error, once something comes."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True))
     console = err()
     with Progress(
-        *columns, TransferSpeedColumn(), console=console, disable=not console.is_terminal
+        *columns, _Speed(), TimeRemainingColumn(), console=console, disable=not console.is_terminal
     ) as progress:
-        task = progress.add_task(escape(harmless(name)), total=None)
+        task = progress.add_task(escape(harmless(name)), total=None, visible=False)
 
         def on_progress(done: int, total: int | None) -> None:
-            progress.update(task, completed=done, total=total)
+            progress.update(task, completed=done, total=total, visible=True)
 
         yield on_progress
 

@@ -14,7 +14,9 @@ from pydantic import ByteSize
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from openai_local.cli.completion import complete_models, complete_values
 from openai_local.config import ENV_PREFIX, ModelOptions, Settings
+from openai_local.models.sources import HubSource
 
 SHORT = {"model": "-m"}
 _METAVARS = {int: "NUMBER", float: "NUMBER", ByteSize: "SIZE", Path: "PATH", str: "TEXT"}
@@ -28,7 +30,14 @@ MODEL_FIELDS = (
 
 def all_fields() -> tuple[str, ...]:
     """The settings that one word can give; tables of models need a file."""
-    return tuple(name for name, field in Settings.model_fields.items() if _metavar(field))
+    names = dict.fromkeys((*MODEL_FIELDS, *Settings.model_fields))  # the model's first
+    return tuple(name for name in names if _metavar(Settings.model_fields[name]))
+
+
+def is_size(name: str) -> bool:
+    """Whether a setting is in bytes."""
+    field = Settings.model_fields.get(name)
+    return field is not None and ByteSize in _kinds(field)
 
 
 def flag(field: str) -> str:
@@ -70,7 +79,7 @@ def takes_settings(fields: Collection[str]) -> Callable[[Callable[..., None]], C
 def _annotation(name: str, field: FieldInfo) -> Any:
     words = [flag(name)]
     kind: Any = str | None
-    metavar = _metavar(field) if name != "model" else "MODEL"
+    metavar = _metavar(field) if not _names_model(field) else "MODEL"
     if metavar == "FLAG":
         words, kind, metavar = [f"{flag(name)}/--no{flag(name)[1:]}"], bool | None, None
     if name in SHORT:
@@ -82,6 +91,7 @@ def _annotation(name: str, field: FieldInfo) -> Any:
             help=f"{field.description}.{_default(field)} [env:{ENV_PREFIX}{name.upper()}]",
             metavar=metavar,
             show_default=False,
+            autocompletion=_completion(field),
         ),
     ]
 
@@ -109,6 +119,20 @@ def _metavar(field: FieldInfo) -> str | None:
             return _METAVARS[kind]
         if get_origin(kind) is tuple:
             return "TEXT,..."  # such a setting splits it, as that of a variable
+    return None
+
+
+def _names_model(field: FieldInfo) -> bool:
+    return HubSource in _kinds(field)
+
+
+def _completion(field: FieldInfo) -> Callable[[str], list[str]] | None:
+    """None where the shell completes files."""
+    if _names_model(field):
+        return complete_models
+    for kind in _kinds(field):
+        if get_origin(kind) is Literal:
+            return complete_values([str(value) for value in get_args(kind)])
     return None
 
 

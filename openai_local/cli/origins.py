@@ -40,20 +40,22 @@ def effective(options: Mapping[str, Any]) -> Iterator[Effective]:
             continue
         value = getattr(settings, name)
         becomes = _becomes(name, settings) if value is None else None
-        yield Effective(name, _shown(name, value), *_origin(origins.get(name), name), becomes)
+        yield Effective(
+            name, _shown(name, value), *_origin(origins.get(name), name, value), becomes
+        )
     for id, table in settings.models.items():
         for field in ModelTable.model_fields:
             if field in table.model_fields_set:
                 name = f"models.{id}.{field}"
                 value = _shown(field, getattr(table, field))
-                yield Effective(name, value, *_origin(origins.get(name), name), None)
+                yield Effective(name, value, *_origin(origins.get(name), name, value), None)
 
 
-def _origin(source: str | None, name: str) -> tuple[str, str | None]:
+def _origin(source: str | None, name: str, value: Any) -> tuple[str, str | None]:
     if source is None:
         return "default", None
     if source == "argument":
-        return "argument", "--" + name.replace("_", "-")
+        return "argument", ("--no-" if value is False else "--") + name.replace("_", "-")
     if source.upper().startswith(ENV_PREFIX):
         return "environment", source
     return "file", source

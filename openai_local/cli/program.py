@@ -13,7 +13,9 @@ import typer.core
 import typer.main
 
 import openai_local
-from openai_local.cli.failures import INTERRUPTED, explain
+from openai_local.cli.failures import INTERRUPTED, USAGE, CommandFailed, explain
+from openai_local.cli.signals import terminable
+from openai_local.cli.streams import mend_streams
 
 COMMANDS = {
     "serve": "Serve a model over HTTP, with OpenAI's API.",
@@ -25,6 +27,7 @@ COMMANDS = {
     "doctor": "Say what is broken or slow here, and why.",
 }
 DEBUG = "--debug"
+COMPLETION = ("--install-completion", "--show-completion")
 
 
 class _Program(typer.core.TyperGroup):
@@ -36,16 +39,21 @@ class _Program(typer.core.TyperGroup):
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
         words, debug = _without_debug(list(sys.argv[1:] if args is None else args))
-        options["standalone_mode"] = False
-        try:
-            status = super().main(words, *rest, **options)
-        except typer.Abort:
-            status = INTERRUPTED
-        except Exception as error:
-            if debug:
-                traceback.print_exception(error)
-            line, status = explain(error)
-            typer.echo(f"error: {line}", err=True)
+        options |= {"standalone_mode": False, "obj": debug}
+        mend_streams()
+        with terminable():
+            try:
+                _check_completion(words)
+                status = super().main(words, *rest, **options)
+            except typer.Abort:
+                status = INTERRUPTED
+            except Exception as error:
+                if debug:
+                    traceback.print_exception(error)
+                line, status = explain(error)
+                typer.echo(f"error: {line}", err=True)
+        if status == INTERRUPTED and sys.stderr.isatty():
+            typer.echo(err=True)  # the shell's prompt goes below ^C
         sys.exit(status or 0)
 
 
@@ -54,6 +62,13 @@ def _without_debug(args: list[str]) -> tuple[list[str], bool]:
     end = args.index("--") if "--" in args else len(args)
     options = [word for word in args[:end] if word != DEBUG]
     return options + args[end:], len(options) < end
+
+
+def _check_completion(words: list[str]) -> None:
+    """What stands behind these is ignored, such as the name of another shell than the caller."""
+    if len(words) > 1 and words[0] in COMPLETION:
+        text = f"{words[0]} takes no {words[1]!r}: it is for the shell that calls it"
+        raise CommandFailed(text, USAGE)
 
 
 def _version(wanted: bool) -> None:

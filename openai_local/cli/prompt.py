@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from contextlib import suppress
+
+from openai_local.cli.streams import whole
 
 FENCE = '"""'
 
 
 def enable_editing() -> None:
     """Arrow keys and a history of this process, where the system has them."""
-    with suppress(ImportError):
-        import readline  # noqa: F401
+    try:
+        import readline
+    except ImportError:
+        return
+    if os.environ.get("TERM") != "dumb":
+        # Lines that are pasted are one message, which Python switches off.
+        readline.parse_and_bind("set enable-bracketed-paste on")
 
 
 def read_message() -> str:
-    """A line; several after a backslash at an end, or between triple quotes.
+    """A line; several if they are pasted, after a backslash at an end, or between triple quotes.
 
     Raises EOFError at the end of input, KeyboardInterrupt where the line is given up.
     """
@@ -39,7 +46,7 @@ def _fenced(first: str) -> str:
 
 def _read(prompt: str) -> str:
     if sys.stdout.isatty():
-        return input(prompt)
+        return whole(input(prompt))
     sys.stderr.write(prompt)  # the answers go elsewhere
     sys.stderr.flush()
-    return input()
+    return whole(input())

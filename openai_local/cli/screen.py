@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -29,6 +31,27 @@ def err() -> Console:
 def harmless(text: str) -> str:
     """``text`` without the characters that move a terminal's cursor or change its settings."""
     return text.translate(_CONTROLS)
+
+
+@contextmanager
+def answering(console: Console) -> Iterator[Callable[..., None]]:
+    """Shows a text as it comes, piece by piece, and ends its line, however it ends."""
+    shown = failed = False
+
+    def show(text: str, style: str | None = None) -> None:
+        nonlocal shown
+        shown = shown or bool(text)
+        console.out(harmless(text) if console.is_terminal else text, end="", style=style)
+        console.file.flush()
+
+    try:
+        yield show
+    except Exception:
+        failed = True
+        raise
+    finally:
+        if shown or not failed:  # nor above the one line of an error
+            console.out("")
 
 
 def print_json(data: Any) -> None:

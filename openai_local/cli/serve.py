@@ -37,14 +37,22 @@ def serve(
         str | None,
         typer.Argument(
             metavar="MODEL",
-            help="GGUF file; else OPENAI_LOCAL_MODEL, else the packaged SmolLM2.",
+            help="As --model.",
             autocompletion=complete_models,
         ),
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 picks a free one.")] = 8000,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 is all.", metavar="ADDRESS")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int,
+        typer.Option(
+            help="Port to listen on; 0 picks a free one.", metavar="NUMBER", min=0, max=65535
+        ),
+    ] = 8000,
     uds: Annotated[
-        str | None, typer.Option(help="Unix socket to listen on instead.", metavar="PATH")
+        str | None,
+        typer.Option(help="Unix socket to listen on in place of a port.", metavar="PATH"),
     ] = None,
     ssl_certfile: Annotated[
         str | None, typer.Option(help="Certificate; serves https.", metavar="FILE")
@@ -52,13 +60,14 @@ def serve(
     ssl_keyfile: Annotated[str | None, typer.Option(help="Its key.", metavar="FILE")] = None,
     root_path: Annotated[
         str,
-        typer.Option(help="The prefix that a proxy takes off."),
+        typer.Option(help="The prefix that a proxy takes off.", metavar="PATH"),
     ] = "",
     proxy_headers: Annotated[
         bool,
         typer.Option(
             "--proxy-headers/--no-proxy-headers",
-            help="Believe X-Forwarded-* of the hosts in --forwarded-allow-ips.",
+            help="Believe X-Forwarded-* of --forwarded-allow-ips. [default: on]",
+            show_default=False,
         ),
     ] = True,
     forwarded_allow_ips: Annotated[
@@ -70,7 +79,12 @@ def serve(
     ] = None,
     log_level: Annotated[LogLevel, typer.Option(help="What is logged.")] = LogLevel.info,
     access_log: Annotated[
-        bool, typer.Option("--access-log/--no-access-log", help="A line for every request.")
+        bool,
+        typer.Option(
+            "--access-log/--no-access-log",
+            help="A line for every request. [default: on]",
+            show_default=False,
+        ),
     ] = True,
     **settings: Any,
 ) -> None:
@@ -83,7 +97,7 @@ def serve(
     status = server.run(
         application,
         lambda url: welcome(application, url, out()),
-        host=host,
+        host=host.strip("[]"),  # as it is in a URL, if it is one of IPv6
         port=port,
         uds=uds,
         ssl_certfile=ssl_certfile,

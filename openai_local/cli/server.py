@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
-import errno
 import logging
-import os
+import signal
 import socket
+import ssl
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import uvicorn
@@ -16,7 +16,9 @@ import uvicorn.config
 from starlette.types import Message, Receive, Scope, Send
 
 from openai_local.application import Application
-from openai_local.cli.failures import FAILED, INTERRUPTED, CommandFailed
+from openai_local.cli.failures import FAILED, INTERRUPTED, USAGE, CommandFailed
+from openai_local.cli.listener import address, forget, listen, listen_at
+from openai_local.cli.signals import end_by
 
 
 def run(
@@ -42,24 +44,39 @@ def run(
         log_level=log_level,
         log_config=_logging(log_level),
         ws="none",
+        lifespan="on",
         **options,
     )
-    # A port in use is told now, not after minutes of loading.
-    listener = None if uds else _bind(host, port)
+    _load(config)
+    listener = listen_at(uds) if uds else listen(host, port)
     server = _Server(config, welcome)
     try:
-        server.run([listener] if listener else None)
+        server.run([listener])
     except KeyboardInterrupt:  # uvicorn raises it again once everything has ended
         return 0 if server.was_started else INTERRUPTED
     except SystemExit:
         if started.failure is None:
             raise
     finally:
-        if listener:
-            listener.close()
+        listener.close()
+        if uds:
+            forget(uds)
     if started.failure is not None:
         raise CommandFailed(started.failure)
     return 0 if server.was_started else FAILED
+
+
+def _load(config: uvicorn.Config) -> None:
+    """Read the certificate, and say which one it is if it cannot be read."""
+    if config.ssl_keyfile and not config.ssl_certfile:
+        raise CommandFailed("--ssl-keyfile needs --ssl-certfile", USAGE)
+    try:
+        config.load()
+    except (ssl.SSLError, OSError) as error:
+        files = " and ".join(str(f) for f in (config.ssl_certfile, config.ssl_keyfile) if f)
+        # OpenSSL's own words tell nothing, but for a key of another certificate.
+        reason = error.strerror if not isinstance(error, ssl.SSLError) else error.reason
+        raise CommandFailed(f"cannot use {files}: {reason or 'this is no PEM file'}") from error
 
 
 class _Start:
@@ -82,7 +99,9 @@ class _Start:
 
 
 def _is_worth_a_line(record: logging.LogRecord) -> bool:
-    return record.getMessage() != "Application startup failed. Exiting."
+    # A second Ctrl-C cancels what runs: that is no fault of the application's.
+    cancelled = record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError)
+    return not cancelled and record.getMessage() != "Application startup failed. Exiting."
 
 
 class _Server(uvicorn.Server):
@@ -93,46 +112,25 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        if self.started:
+        if self.started and not self.should_exit:  # told to end while the model was loaded
             self.was_started = True
             self._welcome(self._url())
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
-        # Here, since after a SIGTERM nothing of ours is run any more.
-        if self.config.uds:
-            with suppress(OSError):
-                os.unlink(self.config.uds)
+        if self.force_exit:  # a load, or what is saved at the end, is not waited for
+            if self.config.uds:
+                forget(self.config.uds)
+            end_by(signal.SIGINT)
 
     def _url(self) -> str:
         config = self.config
         if config.uds:
             return f"unix:{config.uds}"
-        host = config.host
-        if host in ("0.0.0.0", "::"):
-            host = "127.0.0.1"
-        elif ":" in host:
-            host = f"[{host}]"
+        # Of all addresses, one that a client on this machine can use.
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.host, config.host)
         port = self.servers[0].sockets[0].getsockname()[1]
-        return f"http{'s' if config.is_ssl else ''}://{host}:{port}"
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    try:
-        if os.name != "nt":  # there it would share the port with others
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.set_inheritable(True)
-    except (OSError, OverflowError) as error:
-        listener.close()
-        reason = str(error)
-        if isinstance(error, OSError):
-            reason = (error.strerror or reason).lower()
-            if error.errno == errno.EADDRINUSE:
-                reason += "; choose another with --port, or 0 for any that is free"
-        raise CommandFailed(f"cannot listen on {host}:{port}: {reason}") from None
-    return listener
+        return f"http{'s' if config.is_ssl else ''}://{address(host, port)}"
 
 
 def _logging(level: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, wait
+from concurrent.futures import wait
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -18,12 +18,14 @@ from openai_local.cli.client import Client
 from openai_local.cli.failures import USAGE, CommandFailed
 from openai_local.cli.options import flag
 from openai_local.cli.screen import err
+from openai_local.cli.signals import end_at_once
 from openai_local.config import Settings, Use, load_settings
 from openai_local.inprocess.portal import Portal
 from openai_local.inprocess.transports import sync_transport
 from openai_local.models import registry
 from openai_local.models.errors import UnknownModel
 from openai_local.models.lease import Lease
+from openai_local.models.state import ModelState
 
 PROGRESS_S = 0.2
 IN_PROCESS = "http://in-process/v1"
@@ -99,10 +101,12 @@ def _local(given: Mapping[str, Any], embeds: bool) -> Iterator[Service]:
         client = Client(IN_PROCESS, transport=transport)
         stack.callback(client.close)
         use: Use = "embedding" if embeds else "chat"
-        lease = portal.submit(lambda: application.registry.acquire(name, use))
-        _show_progress(application, name, lease)
-        stack.callback(lease.result().release)
-        yield Service(client, name)
+        try:
+            stack.callback(_load(application, name, use, portal).release)
+            yield Service(client, name)
+        except KeyboardInterrupt:
+            end_at_once()  # what is freed now may take a while
+            raise
 
 
 @contextmanager
@@ -119,14 +123,22 @@ def _warnings() -> Iterator[None]:
         logger.removeHandler(handler)
 
 
-def _show_progress(application: Application, name: str, lease: Future[Lease]) -> None:
-    """On a terminal, until the model is there or cannot be had."""
+def _load(application: Application, name: str, use: Use, portal: Portal) -> Lease:
+    """The model, once it is there; on a terminal with how far it is."""
+
+    async def look() -> ModelState:
+        return application.registry.state(name)
+
+    # An interrupt of this thread must find it in no import and no lock that the loop's may want:
+    # so this imports what it needs first, and looks by the loop's.
     with err().status("") as status:
+        lease = portal.submit(lambda: application.registry.acquire(name, use))
         while not lease.done():
-            state = application.registry.state(name)
+            state = portal.call(look)
             share = f" {100 * state.progress:.0f} %" if state.progress else ""
             status.update(f"{name}: {state.value}{share}")
             wait([lease], timeout=PROGRESS_S)
+    return lease.result()
 
 
 def _application(given: Mapping[str, Any], embeds: bool, portal: Portal) -> tuple[Application, str]:

@@ -64,10 +64,17 @@ def sample(model: str, url: str, needs_key: bool) -> str:
 
 
 def _facts(info: ModelInfo) -> dict[str, str]:
-    layers = f"{info.n_gpu_layers} of {info.n_layers} layers on the GPU"
     return {
         "file": f"{info.path}, {info.description}",
         "memory": f"{size(info.n_bytes_weights)} weights, {size(info.n_bytes_kv)} keys and values",
         "context": f"{info.n_parallel} sequences of up to {info.n_ctx} tokens",
-        "runs on": layers if info.n_gpu_layers else "the CPU",
+        "runs on": _place(info),
     }
+
+
+def _place(info: ModelInfo) -> str:
+    if not info.n_gpu_layers:
+        return "the CPU"
+    rest = ", the others on the CPU" if info.n_gpu_layers < info.n_layers else ""
+    gpus = " and ".join(info.gpus)
+    return f"{gpus}: {info.n_gpu_layers} of {info.n_layers} layers{rest}"

@@ -228,7 +228,7 @@ Event = Output | Failed
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
     """What is known of a loaded model. Sizes are in tokens, ``n_params`` in weights, ``n_bytes_``
-    in bytes. ``n_gpu_layers`` of ``n_layers`` are on a GPU.
+    in bytes. ``n_gpu_layers`` of ``n_layers``, of which the output is one, are on ``gpus``.
 
     One that ``can_rank`` gives a score to a query and a document together, and no vectors; its
     ``rerank_template`` has ``{query}`` and ``{document}`` in it.
@@ -251,5 +251,6 @@ class ModelInfo:
     rerank_template: str | None = None
     n_layers: int = 0
     n_gpu_layers: int = 0
+    gpus: tuple[str, ...] = ()
     n_bytes_weights: int = 0
     n_bytes_kv: int = 0

@@ -12,11 +12,15 @@ Plain functions over plain data; nothing is printed, nothing is loaded, and nobo
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
+
+from filelock import FileLock, Timeout
 
 from openai_local.engine.config import EngineConfig
 from openai_local.engine.gguf import part_of
@@ -154,7 +158,51 @@ def _remove_hub(source: HubSource, hub: Hub) -> int:
                     blob.unlink()
         if not any(path.is_file() for path in (repo.repo_path / "snapshots").rglob("*")):
             shutil.rmtree(repo.repo_path, ignore_errors=True)
+    return freed + _remove_begun(source, hub)
+
+
+def _remove_begun(source: HubSource, hub: Hub) -> int:
+    """What was begun of it and is not whole. Nothing of what a process downloads now."""
+    freed = 0
+    begun = dict(_begun(source, hub))
+    try:
+        names = choose(source, list(begun))
+    except NoSuchModel:
+        return 0
+    for name in names:
+        validator, partial = begun[name], begun[name].with_suffix("")
+        lock = FileLock(_lock(partial), timeout=0)
+        try:
+            with lock:
+                freed += partial.stat().st_size
+                partial.unlink()
+                validator.unlink()
+        except (OSError, Timeout):
+            continue
     return freed
+
+
+def _begun(source: HubSource, hub: Hub) -> Iterator[tuple[str, Path]]:
+    """Names of files in the repository, and what was written beside the parts that came of them."""
+    try:
+        from huggingface_hub.constants import HF_HUB_CACHE
+    except ImportError:
+        return
+    cache = Path(hub.cache or HF_HUB_CACHE)
+    folder = cache / ("models--" + source.repo.replace("/", "--"))
+    for path in sorted((folder / "blobs").glob("*.incomplete.json")):
+        try:
+            url = str(json.loads(path.read_text())["url"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        _, _, name = url.partition("/resolve/")[2].partition("/")
+        yield unquote(name), path
+
+
+def _lock(partial: Path) -> Path:
+    """The hub's own, of a blob."""
+    folder = partial.parent.parent
+    return folder.parent / ".locks" / folder.name / f"{partial.stem}.lock"
 
 
 def _is(revision: Any, wanted: str) -> bool:

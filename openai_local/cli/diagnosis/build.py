@@ -6,6 +6,7 @@ It is asked in a process of its own: one that was built for another CPU dies.
 from __future__ import annotations
 
 import json
+import platform
 import signal
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from openai_local.cli.diagnosis.finding import Finding
 from openai_local.cli.failures import one_line
 from openai_local.cli.screen import size
 from openai_local.config import Settings
+
+Device = Mapping[str, Any]  # as openai_local.engine.llama.devices has it
 
 COMMAND = (sys.executable, "-m", "openai_local.engine.llama.build")
 TIMEOUT_S = 60
@@ -41,22 +44,32 @@ USES = {
 COVERED = {"AVX_VNNI": "AVX512_VNNI"}
 
 
+# Backends that compute on no GPU of this machine.
+NO_GPU = {"CPU", "BLAS", "RPC", "ZenDNN"}
+# Files that drivers make, and the build that uses such a GPU. The last is Windows's, in its Linux.
+GPU_FILES = {"dev/nvidia0": "CUDA", "dev/kfd": "HIP", "dev/dxg": "CUDA"}
+
+
 @dataclass(frozen=True, slots=True)
 class Build:
     """What the other process said."""
 
     version: str
     features: tuple[str, ...]
-    devices: tuple[Mapping[str, Any], ...]
-    gpu_offload: bool
+    backends: tuple[str, ...]
+    devices: tuple[Device, ...]
 
     @property
-    def gpus(self) -> list[Mapping[str, Any]]:
-        return [device for device in self.devices if device["kind"] in ("gpu", "igpu")]
+    def gpus(self) -> list[Device]:
+        """Those that it uses: an integrated one only beside no other."""
+        gpus = [device for device in self.devices if device["kind"] == "gpu"]
+        return gpus or [device for device in self.devices if device["kind"] == "igpu"][:1]
 
-    @property
-    def uses_gpu(self) -> bool:
-        return self.gpu_offload and bool(self.gpus)
+    def gpu_memory(self, settings: Settings) -> int | None:
+        """Bytes that are free on them; None where models are in the machine's memory."""
+        if settings.n_gpu_layers == 0 or not self.gpus:
+            return None
+        return sum(int(gpu["free_bytes"]) for gpu in self.gpus)
 
     def cpu_features(self) -> set[str]:
         return {name.removeprefix("CPU.") for name in self.features if name.startswith("CPU.")}
@@ -88,7 +101,10 @@ def ask(command: tuple[str, ...] = COMMAND) -> tuple[Build | None, str]:
     said = json.loads(done.stdout)
     return (
         Build(
-            said["version"], tuple(said["features"]), tuple(said["devices"]), said["gpu_offload"]
+            said["version"],
+            tuple(said["features"]),
+            tuple(said["backends"]),
+            tuple(said["devices"]),
         ),
         "",
     )
@@ -124,21 +140,34 @@ def of_cpu(build: Build, flags: set[str]) -> Iterator[Finding]:
         yield Finding("CPU", "slow", text, f"build it with GGML_CPU_REPACK: {REBUILD}")
 
 
-def of_gpu(build: Build, settings: Settings) -> Iterator[Finding]:
+def of_gpu(build: Build, settings: Settings, root: Path = Path("/")) -> Iterator[Finding]:
+    """Of those that the build uses, or why it uses none; ``root`` has the machine's files."""
     for gpu in build.gpus:
         memory = f"{size(gpu['free_bytes'])} of {size(gpu['total_bytes'])} free"
-        yield Finding("GPU", "ok", f"{gpu['name']}: {gpu['description']}, {memory}")
-    if build.uses_gpu and settings.n_gpu_layers == 0:
+        unified = gpu["kind"] == "igpu" or gpu["name"].startswith(("MTL", "Metal"))
+        shared = ", which is the machine's own memory" if unified else ""
+        yield Finding("GPU", "ok", f"{gpu['name']}: {gpu['description']}, {memory}{shared}")
+    if build.gpus and settings.n_gpu_layers == 0:
         text = "n_gpu_layers is 0: the GPU is left alone"
-        yield Finding("GPU", "slow", text, "leave it out, and all layers that fit go there")
-    if build.uses_gpu:
-        return
-    present = [name for name in ("/dev/nvidia0", "/dev/kfd", "/dev/dxg") if Path(name).exists()]
-    if build.gpu_offload:
-        advice = "look at its driver, and at what the container may see"
-        yield Finding("GPU", "slow", "the build has a GPU's backend, but sees no GPU", advice)
-    elif present:
-        advice = "CMAKE_ARGS=-DGGML_CUDA=on (or HIP, VULKAN) " + REBUILD
-        yield Finding("GPU", "slow", f"{present[0]} is there; the build is for CPUs", advice)
-    else:
-        yield Finding("GPU", "ok", "none, and the build is for CPUs")
+        yield Finding("GPU", "slow", text, "leave it out, and all layers go there")
+    if not build.gpus:
+        yield _no_gpu(build, root)
+
+
+def _no_gpu(build: Build, root: Path) -> Finding:
+    present = next((name for name in GPU_FILES if (root / name).exists()), None)
+    built_for = ", ".join(name for name in build.backends if name not in NO_GPU)
+    if built_for and present:
+        advice = "look at its driver (nvidia-smi, rocminfo), and whether it is older than the build"
+        text = f"/{present} is there, but the build, which is for {built_for}, sees no GPU"
+        return Finding("GPU", "slow", text, advice)
+    if built_for:
+        advice = "a container is shown those of its host by an option, such as Docker's --gpus all"
+        return Finding("GPU", "slow", f"the build is for {built_for}, but sees no GPU", advice)
+    if present:
+        advice = f"CMAKE_ARGS=-DGGML_{GPU_FILES[present]}=on {REBUILD}"
+        return Finding("GPU", "slow", f"/{present} is there; the build is for CPUs", advice)
+    if platform.system() == "Darwin" and platform.machine() == "arm64":
+        advice = f"CMAKE_ARGS=-DGGML_METAL=on {REBUILD}"
+        return Finding("GPU", "slow", "Apple's GPU is there; the build is for CPUs", advice)
+    return Finding("GPU", "ok", "none, and the build is for CPUs")

@@ -24,14 +24,15 @@ from openai_local.models.sources import ModelSource
 NOT_REPACKED = frozenset(("Q4_1", "Q5_0", "Q5_1"))
 
 
-def look_at_files(settings: Settings) -> Iterator[Finding]:
-    yield from of_models(settings)
+def look_at_files(settings: Settings, gpu_memory: int | None = None) -> Iterator[Finding]:
+    """``gpu_memory`` are the bytes that are free on GPUs, None where they are not used."""
+    yield from of_models(settings, gpu_memory)
     yield _directory("cache", Path(platformdirs.user_cache_dir("openai_local")))
     if settings.cache_dir is not None:
         yield _directory("cache_dir", settings.cache_dir)
 
 
-def of_models(settings: Settings) -> Iterator[Finding]:
+def of_models(settings: Settings, gpu_memory: int | None = None) -> Iterator[Finding]:
     try:
         specs = Catalog(settings).list()
     except ConfigError as error:
@@ -42,15 +43,27 @@ def of_models(settings: Settings) -> Iterator[Finding]:
         yield Finding("model", "broken", text, "put one there")
     for source in (settings.model, settings.embedding_model):
         if source is not None:
-            yield from of_model(source, settings)
+            yield from of_model(source, settings, gpu_memory=gpu_memory)
+    yield from of_templates(settings)
     for table in settings.models.values():
-        yield from of_model(table.path, settings, table)
+        yield from of_model(table.path, settings, table, gpu_memory)
     if settings.model is None and not settings.models and settings.models_dir is None:
-        yield from _of_packaged(settings)
+        yield from _of_packaged(settings, gpu_memory)
+
+
+def of_templates(settings: Settings) -> Iterator[Finding]:
+    for table in (None, *settings.models.values()):
+        path = settings.option("chat_template", table)
+        if path is not None and not path.is_file():
+            text = f"chat_template: there is no file {path}"
+            yield Finding("model", "broken", text, "name a Jinja file, or leave it out")
 
 
 def of_model(
-    source: ModelSource, settings: Settings, table: ModelTable | None = None
+    source: ModelSource,
+    settings: Settings,
+    table: ModelTable | None = None,
+    gpu_memory: int | None = None,
 ) -> Iterator[Finding]:
     """What its header says, and the memory it would take. Asks no network."""
     try:
@@ -62,19 +75,38 @@ def of_model(
         else:
             yield Finding("model", "ok", f"{source} is not here: its first use fetches it")
         return
-    header, need, free = about.header, about.memory.n_total, free_memory()
+    header, need = about.header, about.memory.n_total
     text = f"{path}: {header.architecture} {header.quantization}, {size(need)} of memory"
+    n_layers, n_on_gpu = header.n_layers + 1, settings.option("n_gpu_layers", table)
+    if gpu_memory is None or n_on_gpu == 0:
+        yield _on_cpu(text, need, header.quantization)
+    elif n_on_gpu < 0 or n_on_gpu >= n_layers:
+        yield _on_gpu(text, need, gpu_memory, n_layers)
+    else:
+        text = f"{text}; {n_on_gpu} of its {n_layers} layers are on the GPU"
+        yield Finding("model", "slow", text, "leave n_gpu_layers out, if all fit there")
+
+
+def _on_cpu(text: str, need: int, quantization: str) -> Finding:
+    free = free_memory()
     if need > free:
         advice = "choose a smaller quantisation, or lower n_ctx and n_parallel"
-        yield Finding("model", "slow", f"{text}, and {size(free)} are free", advice)
-    elif header.quantization in NOT_REPACKED:
+        return Finding("model", "slow", f"{text}, and {size(free)} are free", advice)
+    if quantization in NOT_REPACKED:
         advice = "on a CPU, Q4_0, Q4_K_M and Q8_0 are about twice as fast"
-        yield Finding("model", "slow", f"{text}; its weights are not repacked", advice)
-    else:
-        yield Finding("model", "ok", text)
+        return Finding("model", "slow", f"{text}; its weights are not repacked", advice)
+    return Finding("model", "ok", text)
 
 
-def _of_packaged(settings: Settings) -> Iterator[Finding]:
+def _on_gpu(text: str, need: int, free: int, n_layers: int) -> Finding:
+    if need <= free:
+        return Finding("model", "ok", text)
+    fitting = n_layers * free // need
+    advice = f"lower n_ctx and n_parallel, or set n_gpu_layers to {fitting} or less"
+    return Finding("model", "broken", f"{text}, and {size(free)} are free on the GPU", advice)
+
+
+def _of_packaged(settings: Settings, gpu_memory: int | None) -> Iterator[Finding]:
     path = packaged_smollm2()
     if path is None:
         text = "none is set, and the packaged SmolLM2 is not installed"
@@ -82,7 +114,7 @@ def _of_packaged(settings: Settings) -> Iterator[Finding]:
     elif settings.requantize:
         yield Finding("model", "ok", f"{path}, used as Q8_0")
     else:
-        yield from of_model(path, settings)
+        yield from of_model(path, settings, gpu_memory=gpu_memory)
 
 
 def _directory(topic: str, path: Path) -> Finding:

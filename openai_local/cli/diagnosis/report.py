@@ -34,10 +34,11 @@ def examine(options: Mapping[str, Any]) -> Report:
         findings.append(Finding("settings", "broken", str(error), "correct it"))
         settings = Settings.model_validate({})
     build, found = look_at_build(settings)
+    gpu_memory = build.gpu_memory(settings) if build is not None else None
     findings += [
         *found,
-        *look_at_cores(settings, has_gpu=build is not None and build.uses_gpu),
+        *look_at_cores(settings, has_gpu=gpu_memory is not None),
         *look_at_memory(),
-        *look_at_files(settings),
+        *look_at_files(settings, gpu_memory),
     ]
     return Report(tuple(findings))

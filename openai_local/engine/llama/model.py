@@ -20,6 +20,7 @@ from openai_local.engine.gguf_check import is_searched, read_checked
 from openai_local.engine.heap import release_memory
 from openai_local.engine.llama.batch import CBatch, decode, view
 from openai_local.engine.llama.context import measure_cost, new_context, plan_layout
+from openai_local.engine.llama.devices import UNKNOWN_GPU, Placement, list_devices, place
 from openai_local.engine.llama.embedding import LlamaEmbedding
 from openai_local.engine.llama.library import prepare_process, take_errors
 from openai_local.engine.llama.metadata import (
@@ -236,6 +237,7 @@ class LlamaBackend:
         else:
             self.n_batch, self.n_drop_max = config.n_batch, n_ctx
             n_parallel = 1
+        placement = self._placement()
         self.info = ModelInfo(
             path=str(config.model),
             description=text_of(lib.llama_model_desc, model),
@@ -252,8 +254,9 @@ class LlamaBackend:
             sampling_defaults=sampling_defaults(model),
             can_rank=pooling(model) == lib.LLAMA_POOLING_TYPE_RANK,
             rerank_template=chat_template(model, b"rerank"),
-            n_layers=lib.llama_model_n_layer(model),
-            n_gpu_layers=self._gpu_layers(lib.llama_model_n_layer(model)),
+            n_layers=placement.n_layers,
+            n_gpu_layers=placement.n_gpu_layers,
+            gpus=placement.gpus,
             n_bytes_weights=lib.llama_model_size(model),
             n_bytes_kv=int(cost.total(plan)) if cost else 0,
         )
@@ -261,11 +264,9 @@ class LlamaBackend:
         if cost is not None:
             self._warm_up()
 
-    def _gpu_layers(self, n_layers: int) -> int:
-        asked = self._config.n_gpu_layers
-        if not self.asynchronous:
-            return 0
-        return n_layers if asked < 0 else min(asked, n_layers)
+    def _placement(self) -> Placement:
+        devices = (list_devices() or (UNKNOWN_GPU,)) if self.asynchronous else ()
+        return place(self._config.n_gpu_layers, lib.llama_model_n_layer(self._model), devices)
 
     def _most_to_drop(self, n_ctx: int) -> int:
         if self._stateful:
