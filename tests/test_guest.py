@@ -280,6 +280,20 @@ async def test_the_prefix_is_in_the_urls_that_we_emit_however_it_is_told(telling
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/chat/completions", "/v1/nothing"])
+async def test_head_is_answered_by_the_headers_alone(path: str) -> None:
+    local = fake_app()
+    answers = []
+    for method in ("GET", "HEAD"):
+        request = OpenRequest(local, path, {})
+        request.scope["method"] = method
+        await request.run()
+        answers.append((request.status, request.messages[0]["headers"][1:], bool(request.body)))
+    (status, headers, _), (head_status, head_headers, has_body) = answers
+    assert (head_status, head_headers, has_body) == (status, headers, False)
+
+
+@pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_many_lives_leave_no_thread_and_no_engine() -> None:
     before = engine_threads()
