@@ -221,6 +221,7 @@ def test_behind_middleware_that_wraps_bodies_streams_arrive_and_who_leaves_frees
     None
 ):
     async def dispatch(request: Request, call_next: Any) -> Any:
+        assert await request.body() or request.method == "GET"  # it is replayed to us
         return await call_next(request)
 
     local = Application(
@@ -277,6 +278,20 @@ async def test_the_prefix_is_in_the_urls_that_we_emit_however_it_is_told(telling
         await request.run()
         assert request.status == 200
         assert url in request.body.decode()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/chat/completions", "/v1/nothing"])
+async def test_head_is_answered_by_the_headers_alone(path: str) -> None:
+    local = fake_app()
+    answers = []
+    for method in ("GET", "HEAD"):
+        request = OpenRequest(local, path, {})
+        request.scope["method"] = method
+        await request.run()
+        answers.append((request.status, request.messages[0]["headers"][1:], bool(request.body)))
+    (status, headers, _), (head_status, head_headers, has_body) = answers
+    assert (head_status, head_headers, has_body) == (status, headers, False)
 
 
 @pytest.mark.anyio

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from openai_local.routes.auth import Authorize, check_host, check_key
 from openai_local.routes.errors import ErrorShape, shape
@@ -39,6 +39,7 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         services = self.services.for_request()
+        send = _bodiless(scope, send)
         with services.models:
             response = await self._response(services, Request(scope, receive))
             try:
@@ -75,4 +76,15 @@ async def not_found(scope: Scope, receive: Receive, send: Send) -> None:
         return
     message = f"Unknown request URL: {scope['method']} {scope['path']}."
     refusal = ErrorShape(404, message, code="unknown_url").response()
-    await refusal(scope, receive, send)
+    await refusal(scope, receive, _bodiless(scope, send))
+
+
+def _bodiless(scope: Scope, send: Send) -> Send:
+    """For HEAD without the body, which servers drop, some with a warning each time."""
+    if scope["method"] != "HEAD":
+        return send
+
+    async def send_head(message: Message) -> None:
+        await send({**message, "body": b""} if "body" in message else message)
+
+    return send_head
