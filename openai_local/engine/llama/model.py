@@ -211,7 +211,7 @@ class LlamaBackend:
         return model
 
     def _open_context(self) -> None:
-        model, config = self._model, self._config
+        model, config, placement = self._model, self._config, self._placement()
         causal = meta(model, f"{arch(model)}.attention.causal") != "false"
         cost = measure_cost(model, config, self._threads()) if causal else None
         plan = plan_layout(model, config, cost)
@@ -237,7 +237,6 @@ class LlamaBackend:
         else:
             self.n_batch, self.n_drop_max = config.n_batch, n_ctx
             n_parallel = 1
-        placement = self._placement()
         self.info = ModelInfo(
             path=str(config.model),
             description=text_of(lib.llama_model_desc, model),
