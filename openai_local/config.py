@@ -73,7 +73,8 @@ class ModelOptions(BaseModel):
     kv_memory: ByteSize | None = Field(
         None,
         ge=1,
-        description="Most memory for keys and values; else about a quarter of what is free",
+        description="Most memory for keys and values; else a quarter of the free RAM, or half"
+        " of what is free on a GPU",
     )
     cache_type_k: CacheType = Field("f16", description="Format of the keys in memory")
     cache_type_v: CacheType = Field("f16", description="Format of the values in memory")

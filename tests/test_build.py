@@ -8,9 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from assets import tiny
 
+from openai_local.engine import EngineConfig
+from openai_local.engine.llama import LlamaBackend
 from openai_local.engine.llama.build import features
-from openai_local.engine.llama.devices import Device, Placement, place
+from openai_local.engine.llama.devices import UNKNOWN_GPU, Device, Placement, place
 
 
 def test_features_carry_the_backend_that_has_them() -> None:
@@ -60,4 +63,41 @@ METAL, BLAS = a_device("MTL0", "gpu"), a_device("BLAS", "accel")
 def test_layers_are_counted_where_llama_cpp_puts_them(
     asked: int, devices: list[Device], n_gpu_layers: int, gpus: list[str]
 ) -> None:
-    assert place(asked, 30, devices) == Placement(31, n_gpu_layers, tuple(gpus))
+    placement = place(asked, 30, devices)
+    assert (placement.n_layers, placement.n_gpu_layers) == (31, n_gpu_layers)
+    assert placement.gpus == tuple(gpus)
+
+
+@pytest.mark.parametrize(
+    ("asked", "devices", "n_bytes", "share"),
+    [
+        (-1, [CPU], 0, 0),
+        (-1, [ONE, TWO, CPU], 2, 1),
+        (11, [ONE, CPU], 1, 10 / 30),
+        (1, [ONE, CPU], 1, 0),  # the output alone
+        (-1, [SHARED, CPU], 0, 0),  # the host's memory
+        (-1, [UNKNOWN_GPU], 0, 0),
+    ],
+)
+def test_keys_and_values_are_where_their_layers_are(
+    asked: int, devices: list[Device], n_bytes: int, share: float
+) -> None:
+    placement = place(asked, 30, devices)
+    assert (placement.free_bytes, placement.kv_share) == (n_bytes, share)
+
+
+@pytest.mark.model
+def test_a_small_gpu_beside_much_ram_is_not_asked_for_more_than_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.gguf"
+    tiny.llama(path)
+    config = EngineConfig(path, n_threads=1)
+    backend = LlamaBackend(config)
+    by_default = backend.info.n_bytes_kv
+    backend.close()
+    small = Placement(3, 3, ("CUDA0 (small)",), free_bytes=by_default)
+    monkeypatch.setattr(LlamaBackend, "_placement", lambda self: small)
+    backend = LlamaBackend(config)
+    assert backend.info.n_bytes_kv <= by_default / 2
+    backend.close()

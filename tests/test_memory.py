@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from openai_local.engine.machine import free_memory, physical_cores
-from openai_local.engine.memory import ContextPlan, KvCost, plan_context
+from openai_local.engine.memory import ContextPlan, KvCost, kv_budget, plan_context
 
-MIB = 1 << 20
+MIB, GIB = 1 << 20, 1 << 30
 
 
 def plan(
@@ -105,6 +106,13 @@ def test_what_is_planned_fits_or_is_the_least(
     assert cost.total(plan) <= budget or plan.n_ctx == 2048 or plan.n_parallel <= 4
     assert 2048 <= plan.n_ctx <= 32_768
     assert 1 <= plan.n_parallel <= 16
+
+
+@pytest.mark.parametrize(
+    ("on_gpu", "budget"), [(0, 8 * GIB), (1, 3 * GIB), (0.5, 6 * GIB), (0.1, 80 / 9 * GIB)]
+)
+def test_keys_and_values_take_a_share_of_where_they_are(on_gpu: float, budget: float) -> None:
+    assert kv_budget(ram=32 * GIB, gpu=6 * GIB, on_gpu=on_gpu) == int(budget)
 
 
 def test_the_machine_has_cores_and_memory() -> None:

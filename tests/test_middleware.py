@@ -288,7 +288,9 @@ async def test_a_host_that_ends_without_a_word_is_spoken_for(error: Exception | 
     assert backend.closed
 
 
-@given(st.text("/av1", max_size=6), st.sampled_from(["", "/a", "/v1", "/a/v1", "/a/"]), st.text("/av1"))
+@given(
+    st.text("/av1", max_size=6), st.sampled_from(["", "/a", "/v1", "/a/v1", "/a/"]), st.text("/av1")
+)
 def test_every_path_is_either_ours_or_the_hosts_untouched(
     prefix: str, root: str, path: str
 ) -> None:

@@ -98,7 +98,7 @@ _CHOICES: dict[str, Callable[[Settings], str]] = {
     "default_model": _default_model,
     "n_threads": lambda settings: str(physical_cores()),
     "n_threads_batch": lambda settings: str(settings.n_threads or physical_cores()),
-    "kv_memory": lambda settings: _size(KV_SHARE),
+    "kv_memory": lambda settings: f"{_size(KV_SHARE)}; of a GPU's memory half",
     "cache_ram": lambda settings: _size(CACHE_RAM_SHARE),
     "n_ctx": lambda settings: AT_LOAD,
     "n_parallel": lambda settings: AT_LOAD,

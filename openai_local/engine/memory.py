@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 # Of what is free when the model loads, the KV memory takes at most this share by default.
 KV_SHARE = 0.25
+# The same of a GPU, whose memory is there for the model: what a step computes has to fit beside.
+GPU_KV_SHARE = 0.5
 # As much of what is then free holds the states of earlier prompts.
 CACHE_RAM_SHARE = 1 / 16
 DEFAULT_PARALLEL = 16
@@ -135,6 +137,17 @@ def _shared_pool(
     n_cells = max(cost.largest_pool(budget_bytes, parallel) // 256 * 256, shortest)
     ctx = min(n_ctx_train, n_cells) if n_ctx is None else n_ctx
     return ContextPlan(ctx, parallel, min(n_cells, ctx * parallel), unified=True)
+
+
+def kv_budget(*, ram: float, gpu: float, on_gpu: float) -> int:
+    """The most bytes that keys and values take by default, where those of the share ``on_gpu`` of
+    the layers are on GPUs. ``ram`` and ``gpu``: bytes that are free beside the weights."""
+    bounds = []
+    if on_gpu < 1:
+        bounds.append(ram * KV_SHARE / (1 - on_gpu))
+    if on_gpu > 0:
+        bounds.append(gpu * GPU_KV_SHARE / on_gpu)
+    return int(min(bounds))
 
 
 def embedding_batch(*, whole: bool, n_ctx: int, n_ubatch: int, n_vocab: int, n_seq: int) -> int:

@@ -12,8 +12,15 @@ from openai_local.engine.backend import Batch
 from openai_local.engine.config import EngineConfig
 from openai_local.engine.errors import ModelLoadFailed
 from openai_local.engine.llama.batch import CBatch, decode
+from openai_local.engine.llama.devices import Placement
 from openai_local.engine.machine import free_memory
-from openai_local.engine.memory import KV_SHARE, ContextPlan, KvCost, longest_input, plan_context
+from openai_local.engine.memory import (
+    ContextPlan,
+    KvCost,
+    kv_budget,
+    longest_input,
+    plan_context,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +76,9 @@ def measure_cost(model: Any, config: EngineConfig, threads: tuple[int, int]) -> 
     )
 
 
-def plan_layout(model: Any, config: EngineConfig, cost: KvCost | None) -> ContextPlan:
+def plan_layout(
+    model: Any, config: EngineConfig, cost: KvCost | None, placement: Placement
+) -> ContextPlan:
     """Sizes and layout that were asked for or fit, with the arithmetic in the log.
 
     ``cost`` is None for a model that cannot generate. Raises ModelLoadFailed where they cannot be
@@ -86,7 +95,9 @@ def plan_layout(model: Any, config: EngineConfig, cost: KvCost | None) -> Contex
     free = free_memory() if config.memory is None else config.memory
     if cost is None:
         return ContextPlan(_longest_input(model, config, free), 1, 0)
-    budget = config.kv_memory or int(free * KV_SHARE)
+    # Of a budget for models, a model takes the same whatever is free.
+    on_gpu = placement.kv_share if config.memory is None else 0.0
+    budget = config.kv_memory or kv_budget(ram=free, gpu=placement.free_bytes, on_gpu=on_gpu)
     plan = plan_context(
         n_ctx_train=n_ctx_train,
         cost=cost,

@@ -28,11 +28,21 @@ UNKNOWN_GPU = Device("a GPU", "not told", "gpu", 0, 0)
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """``n_gpu_layers`` of ``n_layers`` are on ``gpus``, such as "CUDA0 (NVIDIA H100)"."""
+    """``n_gpu_layers`` of ``n_layers`` are on ``gpus``, such as "CUDA0 (NVIDIA H100)", which have
+    ``free_bytes`` of memory of their own; 0 where that is the host's, or is not told."""
 
     n_layers: int
     n_gpu_layers: int = 0
     gpus: tuple[str, ...] = ()
+    free_bytes: int = 0
+
+    @property
+    def kv_share(self) -> float:
+        """Of the keys and values, what is in memory of the GPUs' own: a layer's are where it is,
+        and the output, the first of all to be placed, has none."""
+        if not self.free_bytes or self.n_layers < 2:
+            return 0.0
+        return max(0, self.n_gpu_layers - 1) / (self.n_layers - 1)
 
 
 def place(asked: int, n_layers: int, devices: Sequence[Device]) -> Placement:
@@ -45,7 +55,12 @@ def place(asked: int, n_layers: int, devices: Sequence[Device]) -> Placement:
     n_placed = n_layers if asked < 0 else min(asked, n_layers)
     if not gpus or not n_placed:
         return Placement(n_layers)
-    return Placement(n_layers, n_placed, tuple(f"{gpu.name} ({gpu.description})" for gpu in gpus))
+    return Placement(
+        n_layers,
+        n_placed,
+        tuple(f"{gpu.name} ({gpu.description})" for gpu in gpus),
+        sum(gpu.free_bytes for gpu in gpus if gpu.kind == "gpu"),
+    )
 
 
 def list_devices() -> tuple[Device, ...]:

@@ -214,7 +214,7 @@ class LlamaBackend:
         model, config, placement = self._model, self._config, self._placement()
         causal = meta(model, f"{arch(model)}.attention.causal") != "false"
         cost = measure_cost(model, config, self._threads()) if causal else None
-        plan = plan_layout(model, config, cost)
+        plan = plan_layout(model, config, cost, placement)
         n_ctx, n_parallel = plan.n_ctx, plan.n_parallel
         self.unified, self.n_slots, self.n_cells = plan.unified, n_parallel, 0
         self.shares_cells = plan.unified
