@@ -58,6 +58,9 @@ _SEARCHED = frozenset(
 # Those of them that do not divide by the number of heads.
 _HEADLESS = frozenset(("mamba", "mamba2"))
 
+# They ask for a mask without windows, too.
+_PARTLY_WINDOWED = frozenset(("gemma-embedding", "modern-bert"))
+
 # They have no product with what is computed; integers are indices.
 _INDEX_TYPES = frozenset(("I32", "I64"))
 _NO_WEIGHTS = _INDEX_TYPES | {"I8", "I16", "F64", "Q8_1", "Q8_K"}
@@ -171,6 +174,8 @@ def _check_windows(facts: Facts) -> None:
     facts.require(given < 1 << 31 and (given > 0 or not always), f"it has windows of {given}")
     window, windowed = windows(facts)
     facts.require(window == 0 or any(windowed), f"it has windows of {window}, in no layer")
+    everywhere = window > 0 and all(windowed) and facts.architecture in _PARTLY_WINDOWED
+    facts.require(not everywhere, f"it has windows of {window}, in all layers")
 
 
 def _check_experts(facts: Facts) -> None:
@@ -200,7 +205,7 @@ def _check_tensors(facts: Facts) -> None:
         allowed = tensor.type not in _NO_WEIGHTS
         allowed |= tensor.type in _INDEX_TYPES and any(mark in name for mark in _INDICES)
         allowed &= tensor.type == "F32" or len(tensor.shape) > 1 or tensor.type in _INDEX_TYPES
-        allowed &= tensor.type == "F32" or not name.endswith(_FLOATS)
+        allowed &= tensor.type == "F32" or not (name.endswith(_FLOATS) or "norm." in name)
         facts.require(allowed, f"tensor {name!r} is of type {tensor.type}")
         fits = rank <= 2 or not name.endswith(_MATRICES)
         facts.require(fits and rank <= 3, f"tensor {name!r} has {rank} dimensions")
