@@ -273,6 +273,13 @@ def test_a_norm_is_of_plain_numbers() -> None:
     assert "'output_norm.weight' is of type F16" in broken(change)
 
 
+def test_a_bias_is_of_plain_numbers() -> None:
+    def change(fields: Fields, tensors: Tensors) -> None:
+        tensors["blk.0.attn_q.bias"] = np.zeros((2, 32), np.float16)
+
+    assert "'blk.0.attn_q.bias' is of type F16" in broken(change)
+
+
 def test_an_unknown_scaling_is_refused() -> None:
     change = setting("llama.rope.scaling.type", "odd", Type.STRING)
     assert "rope.scaling.type is 'odd'" in broken(change)

@@ -75,7 +75,7 @@ _MATRICES = (
     ".ssm_a",
 )
 # Their operations take no other type.
-_FLOATS = (".ssm_conv1d.weight", ".shortconv.conv.weight", ".ssm_a", ".ssm_d")
+_FLOATS = (".bias", ".ssm_conv1d.weight", ".shortconv.conv.weight", ".ssm_a", ".ssm_d")
 _SCANNED = frozenset(
     "falcon-h1 granitehybrid jamba mamba mamba2 nemotron_h nemotron_h_moe plamo2".split()
 )
