@@ -57,10 +57,14 @@ def try_out(config: EngineConfig, loading: Loading) -> None:
     if not re.match(r"(python|pypy)", Path(sys.executable or "").name):
         logger.warning("%s is not tried out: %r is no Python", config.model, sys.executable)
         return
-    with tempfile.TemporaryFile() as file:
-        status = _run(config, loading, file)
-        file.seek(max(0, file.tell() - _SAID_BYTES))
-        said = file.read()
+    logger.info("%s: trying it out in a process of its own", config.model.name)
+    try:
+        with tempfile.TemporaryFile() as file:
+            status = _run(config, loading, file)
+            file.seek(max(0, file.tell() - _SAID_BYTES))
+            said = file.read()
+    except OSError as error:  # no place for a file, or no more processes
+        status, said = _FAILED, str(error).encode()
     if said.endswith(_SURVIVED):
         return
     if status == _FAILED:
