@@ -280,6 +280,13 @@ def test_a_bias_is_of_plain_numbers() -> None:
     assert "'blk.0.attn_q.bias' is of type F16" in broken(change)
 
 
+def test_a_layer_that_has_experts_uses_some() -> None:
+    def change(fields: Fields, tensors: Tensors) -> None:
+        fields["llama.expert_used_count"] = ([2, 0], Type.ARRAY, Type.UINT32)
+
+    assert "it uses none of the experts of 'blk.1." in broken(change, "moe")
+
+
 def test_an_unknown_scaling_is_refused() -> None:
     change = setting("llama.rope.scaling.type", "odd", Type.STRING)
     assert "rope.scaling.type is 'odd'" in broken(change)

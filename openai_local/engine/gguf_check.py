@@ -197,7 +197,7 @@ def _check_experts(facts: Facts) -> None:
 
 def _check_tensors(facts: Facts) -> None:
     """Types and ranks with which llama.cpp's operations abort, or call what is not there."""
-    n_used = max(facts.layers("expert_used_count", 0))
+    used = facts.layers("expert_used_count", 0)
     for tensor in facts.tensors.values():
         name, rank = tensor.name, len(tensor.shape)
         while rank > 1 and tensor.shape[rank - 1] == 1:
@@ -209,7 +209,10 @@ def _check_tensors(facts: Facts) -> None:
         facts.require(allowed, f"tensor {name!r} is of type {tensor.type}")
         fits = rank <= 2 or not name.endswith(_MATRICES)
         facts.require(fits and rank <= 3, f"tensor {name!r} has {rank} dimensions")
-        facts.require(n_used > 0 or "exps." not in name, f"it uses none of the experts of {name!r}")
+        number = name.removeprefix("blk.").partition(".")[0]
+        layer = int(number) if number.isdecimal() else 0
+        uses = layer >= len(used) or used[layer] > 0
+        facts.require(uses or "exps." not in name, f"it uses none of the experts of {name!r}")
 
 
 def _check_states(facts: Facts) -> None:
