@@ -83,7 +83,7 @@ def _check_embeddings(
     from openai_local.engine.llama import LlamaBackend
 
     with caplog.at_level(logging.DEBUG, "openai_local.llama_cpp"):
-        backend = LlamaBackend(config)
+        backend = LlamaBackend(replace(config, memory=1 << 30))
         embedding = backend.open_embedding()
         info, n_batch = backend.info, embedding.n_batch
         embedding.close()
@@ -92,7 +92,7 @@ def _check_embeddings(
     expected = estimate(header, config)
     n_bytes = expected.n_compute
     if info.can_generate:
-        n_bytes = of_embeddings(header, config, expected.plan)
+        n_bytes = of_embeddings(header, config, expected.plan, 1 << 30)
     measured = _sizes(caplog)
     # Those of the rows are allocated when there is a batch, and not told.
     rows = 4 * n_batch * (info.n_vocab + info.n_embd) / MIB

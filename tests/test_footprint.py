@@ -37,7 +37,7 @@ def test_what_is_left_to_itself_fits_and_grows_with_the_budget(
 
 
 def test_what_was_set_is_counted_whatever_the_budget(config: EngineConfig) -> None:
-    fixed = replace(config, n_ctx=512, n_parallel=2, cache_ram=0, kv_unified=False)
+    fixed = replace(config, n_ctx=512, n_parallel=2, n_ubatch=64, cache_ram=0, kv_unified=False)
     _, small = within(fixed, 4 * MIB)
     assert small == within(fixed, 4000 * MIB)[1] > 4 * MIB
     assert within(replace(fixed, cache_ram=7 * MIB), 4 * MIB)[1] == small + 7 * MIB

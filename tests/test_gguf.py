@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 import pytest
 from assets import tiny
 from assets.edit import Fields, Tensors, Type, edited
@@ -254,6 +255,36 @@ def test_a_state_must_be_twice_as_wide_in_jamba() -> None:
 )
 def test_what_is_beside_a_model_is_none(key_: str, kind: str, reason: str) -> None:
     assert reason in broken(setting(key_, kind, Type.STRING))
+
+
+def test_windows_in_all_layers_are_refused_where_there_must_be_others(tmp_path: Path) -> None:
+    source = tmp_path / "source.gguf"
+    tiny.gemma3(source, arch="gemma-embedding")
+    change = setting("gemma-embedding.attention.sliding_window_pattern", 0)
+    edited(source, tmp_path / "edited.gguf", change)
+    assert "in all layers" in outcome((tmp_path / "edited.gguf").read_bytes())
+
+
+def test_a_norm_is_of_plain_numbers() -> None:
+    def change(fields: Fields, tensors: Tensors) -> None:
+        norm = tensors["output_norm.weight"]
+        tensors["output_norm.weight"] = norm.astype(np.float16).reshape(1, -1)
+
+    assert "'output_norm.weight' is of type F16" in broken(change)
+
+
+def test_a_bias_is_of_plain_numbers() -> None:
+    def change(fields: Fields, tensors: Tensors) -> None:
+        tensors["blk.0.attn_q.bias"] = np.zeros((2, 32), np.float16)
+
+    assert "'blk.0.attn_q.bias' is of type F16" in broken(change)
+
+
+def test_a_layer_that_has_experts_uses_some() -> None:
+    def change(fields: Fields, tensors: Tensors) -> None:
+        fields["llama.expert_used_count"] = ([2, 0], Type.ARRAY, Type.UINT32)
+
+    assert "it uses none of the experts of 'blk.1." in broken(change, "moe")
 
 
 def test_an_unknown_scaling_is_refused() -> None:

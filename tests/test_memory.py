@@ -7,7 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openai_local.engine.machine import free_memory, physical_cores
-from openai_local.engine.memory import ContextPlan, KvCost, kv_budget, plan_context
+from openai_local.engine.memory import (
+    ContextPlan,
+    KvCost,
+    embedding_batch,
+    kv_budget,
+    plan_context,
+)
 
 MIB, GIB = 1 << 20, 1 << 30
 
@@ -118,3 +124,25 @@ def test_keys_and_values_take_a_share_of_where_they_are(on_gpu: float, budget: f
 def test_the_machine_has_cores_and_memory() -> None:
     assert physical_cores() >= 1
     assert free_memory() > 0
+
+
+def test_rows_that_nobody_reads_take_little() -> None:
+    def batch(n_vocab: int, free_mib: int, n_seq: int = 64) -> int:
+        return embedding_batch(
+            whole=False, n_ctx=4096, n_ubatch=512, n_vocab=n_vocab, n_seq=n_seq,
+            free_bytes=free_mib * MIB,
+        )  # fmt: skip
+
+    assert batch(32_768, 1 << 20) == 512
+    assert batch(262_144, 1 << 20) == 128
+    assert batch(49_152, 1000) == 128
+    assert batch(262_144, 0) == 64
+    assert batch(262_144, 0, n_seq=4) == 4
+
+
+@given(st.integers(1, 9000), st.integers(1, 2048), st.sampled_from([4, 64]))
+def test_a_whole_input_fits_and_is_shared_by_all_sequences(n_ctx: int, n: int, n_seq: int) -> None:
+    batch = embedding_batch(
+        whole=True, n_ctx=n_ctx, n_ubatch=n, n_vocab=10**6, n_seq=n_seq, free_bytes=0
+    )
+    assert max(n_ctx, n) <= batch < max(n_ctx, n) + n_seq and batch % n_seq == 0

@@ -112,3 +112,16 @@ def test_a_trial_that_cannot_be_made_is_told(
     with caplog.at_level(logging.WARNING, "openai_local"):
         load(path)
     assert "could not be tried out: ModuleNotFoundError" in caplog.text
+
+
+def test_where_no_process_can_be_started_that_is_told(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def none(*_: object, **options: object) -> None:
+        raise BlockingIOError("no more processes")
+
+    tiny.llama(path, arch="xverse")
+    monkeypatch.setattr(subprocess, "Popen", none)
+    with caplog.at_level(logging.WARNING, "openai_local"):
+        load(path)
+    assert "could not be tried out: no more processes" in caplog.text

@@ -58,6 +58,9 @@ _SEARCHED = frozenset(
 # Those of them that do not divide by the number of heads.
 _HEADLESS = frozenset(("mamba", "mamba2"))
 
+# They ask for a mask without windows, too.
+_PARTLY_WINDOWED = frozenset(("gemma-embedding", "modern-bert"))
+
 # They have no product with what is computed; integers are indices.
 _INDEX_TYPES = frozenset(("I32", "I64"))
 _NO_WEIGHTS = _INDEX_TYPES | {"I8", "I16", "F64", "Q8_1", "Q8_K"}
@@ -72,7 +75,7 @@ _MATRICES = (
     ".ssm_a",
 )
 # Their operations take no other type.
-_FLOATS = (".ssm_conv1d.weight", ".shortconv.conv.weight", ".ssm_a", ".ssm_d")
+_FLOATS = (".bias", ".ssm_conv1d.weight", ".shortconv.conv.weight", ".ssm_a", ".ssm_d")
 _SCANNED = frozenset(
     "falcon-h1 granitehybrid jamba mamba mamba2 nemotron_h nemotron_h_moe plamo2".split()
 )
@@ -171,6 +174,8 @@ def _check_windows(facts: Facts) -> None:
     facts.require(given < 1 << 31 and (given > 0 or not always), f"it has windows of {given}")
     window, windowed = windows(facts)
     facts.require(window == 0 or any(windowed), f"it has windows of {window}, in no layer")
+    everywhere = window > 0 and all(windowed) and facts.architecture in _PARTLY_WINDOWED
+    facts.require(not everywhere, f"it has windows of {window}, in all layers")
 
 
 def _check_experts(facts: Facts) -> None:
@@ -192,7 +197,7 @@ def _check_experts(facts: Facts) -> None:
 
 def _check_tensors(facts: Facts) -> None:
     """Types and ranks with which llama.cpp's operations abort, or call what is not there."""
-    n_used = max(facts.layers("expert_used_count", 0))
+    used = facts.layers("expert_used_count", 0)
     for tensor in facts.tensors.values():
         name, rank = tensor.name, len(tensor.shape)
         while rank > 1 and tensor.shape[rank - 1] == 1:
@@ -200,11 +205,14 @@ def _check_tensors(facts: Facts) -> None:
         allowed = tensor.type not in _NO_WEIGHTS
         allowed |= tensor.type in _INDEX_TYPES and any(mark in name for mark in _INDICES)
         allowed &= tensor.type == "F32" or len(tensor.shape) > 1 or tensor.type in _INDEX_TYPES
-        allowed &= tensor.type == "F32" or not name.endswith(_FLOATS)
+        allowed &= tensor.type == "F32" or not (name.endswith(_FLOATS) or "norm." in name)
         facts.require(allowed, f"tensor {name!r} is of type {tensor.type}")
         fits = rank <= 2 or not name.endswith(_MATRICES)
         facts.require(fits and rank <= 3, f"tensor {name!r} has {rank} dimensions")
-        facts.require(n_used > 0 or "exps." not in name, f"it uses none of the experts of {name!r}")
+        number = name.removeprefix("blk.").partition(".")[0]
+        layer = int(number) if number.isdecimal() else 0
+        uses = layer >= len(used) or used[layer] > 0
+        facts.require(uses or "exps." not in name, f"it uses none of the experts of {name!r}")
 
 
 def _check_states(facts: Facts) -> None:

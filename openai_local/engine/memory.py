@@ -16,8 +16,10 @@ MIN_CTX = 2048
 # Of a context for embeddings.
 EMBEDDING_SEQS = 64
 EMBEDDING_SEQS_STATEFUL = 4  # a recurrent model takes memory for the state of each
-# llama.cpp keeps a row of logits, which nobody reads, for each token of a batch of embeddings.
+# llama.cpp keeps a row of logits, which nobody reads, for each token of a batch of embeddings: they
+# take no more than this, nor than this share of what is free.
 EMBEDDING_ROWS_BYTES = 128 << 20
+EMBEDDING_ROWS_SHARE = 1 / 32
 # Where an input is computed at once, its rows take at most this share of what is free.
 INPUT_SHARE = 0.5
 MIN_INPUT = 512
@@ -150,14 +152,17 @@ def kv_budget(*, ram: float, gpu: float, on_gpu: float) -> int:
     return int(min(bounds))
 
 
-def embedding_batch(*, whole: bool, n_ctx: int, n_ubatch: int, n_vocab: int, n_seq: int) -> int:
+def embedding_batch(
+    *, whole: bool, n_ctx: int, n_ubatch: int, n_vocab: int, n_seq: int, free_bytes: int
+) -> int:
     """Tokens that a context for embeddings computes at once. ``whole``: never less than an input.
 
     llama.cpp reserves as many for each sequence, and asserts that they are a batch.
     """
     if whole:
         return -(-max(n_ubatch, n_ctx) // n_seq) * n_seq
-    n = min(n_ubatch, EMBEDDING_ROWS_BYTES // (_FLOAT * max(n_vocab, 1)))
+    n_bytes = min(EMBEDDING_ROWS_BYTES, int(free_bytes * EMBEDDING_ROWS_SHARE))
+    n = min(n_ubatch, n_bytes // (_FLOAT * max(n_vocab, 1)))
     return max(n // n_seq, 1) * n_seq
 
 

@@ -132,12 +132,12 @@ def _padded(n_cells: int) -> int:
     return -(-n_cells // _CELLS) * _CELLS
 
 
-def of_embeddings(header: GgufHeader, config: EngineConfig, plan: ContextPlan) -> int:
+def of_embeddings(header: GgufHeader, config: EngineConfig, plan: ContextPlan, n_free: int) -> int:
     """What the context takes in which a model that generates makes embeddings, on first use."""
     plain = replace(config, cache_type_k="f16", cache_type_v="f16")
     stateful = any(layer.n_state for layer in header.layers)
     n_seq = EMBEDDING_SEQS_STATEFUL if stateful else EMBEDDING_SEQS
-    n_batch = _embedding_batch(header, config, plan, n_seq)
+    n_batch = _embedding_batch(header, config, plan, n_seq, n_free)
     cost = kv_cost(header, replace(plain, n_ubatch=n_batch))
     shared = ContextPlan(plan.n_ctx, n_seq, _padded(max(plan.n_ctx, n_batch)), unified=True)
     rows = _FLOAT * n_batch * (header.n_vocab + header.n_embd)
@@ -146,7 +146,7 @@ def of_embeddings(header: GgufHeader, config: EngineConfig, plan: ContextPlan) -
 
 
 def _embedding_batch(
-    header: GgufHeader, config: EngineConfig, plan: ContextPlan, n_seq: int
+    header: GgufHeader, config: EngineConfig, plan: ContextPlan, n_seq: int, n_free: int = 0
 ) -> int:
     return embedding_batch(
         whole=plan.n_cells == 0,
@@ -154,6 +154,7 @@ def _embedding_batch(
         n_ubatch=config.n_ubatch,
         n_vocab=header.n_vocab,
         n_seq=n_seq,
+        free_bytes=n_free,
     )
 
 

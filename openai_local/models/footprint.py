@@ -30,5 +30,5 @@ def within(config: EngineConfig, budget: int) -> tuple[EngineConfig, int]:
     n_bytes = need.n_total + OVERHEAD_BYTES
     if generates(header):
         states = int(memory * CACHE_RAM_SHARE) if config.cache_ram is None else config.cache_ram
-        n_bytes += states + of_embeddings(header, config, need.plan)
+        n_bytes += states + of_embeddings(header, config, need.plan, memory)
     return replace(config, memory=memory), n_bytes

@@ -13,6 +13,7 @@ from openai_local.engine.config import EngineConfig
 from openai_local.engine.errors import Unsupported
 from openai_local.engine.llama.batch import CBatch, decode, view
 from openai_local.engine.llama.metadata import pooling
+from openai_local.engine.machine import free_memory
 from openai_local.engine.memory import (
     EMBEDDING_SEQS,
     EMBEDDING_SEQS_STATEFUL,
@@ -42,6 +43,7 @@ class LlamaEmbedding:
             n_ubatch=config.n_ubatch,
             n_vocab=info.n_vocab,
             n_seq=self.n_seq,
+            free_bytes=free_memory() if config.memory is None else config.memory,
         )
         params = lib.llama_context_default_params()
         pooled = self.whole_inputs or self.ranks

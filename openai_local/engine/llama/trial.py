@@ -66,10 +66,14 @@ def try_out(config: EngineConfig, loading: Loading, n_bytes: int) -> None:
         logger.warning("%s is not tried out: %r is no Python", config.model, sys.executable)
         return
     part = compute if n_bytes <= _COMPUTED_BYTES else build
-    with tempfile.TemporaryFile() as file:
-        status = _run(part.__name__, config, loading, file)
-        file.seek(max(0, file.tell() - _SAID_BYTES))
-        said = file.read()
+    logger.info("%s: trying it out in a process of its own", config.model.name)
+    try:
+        with tempfile.TemporaryFile() as file:
+            status = _run(part.__name__, config, loading, file)
+            file.seek(max(0, file.tell() - _SAID_BYTES))
+            said = file.read()
+    except OSError as error:  # no place for a file, or no more processes
+        status, said = _FAILED, str(error).encode()
     if said.endswith(_SURVIVED):
         return
     if status == _FAILED:
