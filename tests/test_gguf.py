@@ -18,9 +18,9 @@ from assets.edit import Fields, Tensors, Type, edited
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openai_local.engine import gguf as ours
 from openai_local.engine.errors import InvalidGguf
-from openai_local.engine.gguf import MAX_STRINGS, TENSOR_TYPES, read_gguf
+from openai_local.engine.gguf import file as ours
+from openai_local.engine.gguf.file import MAX_STRINGS, TENSOR_TYPES, read_gguf
 from openai_local.models.gguf_file import read_header
 
 

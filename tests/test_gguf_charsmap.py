@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openai_local.engine.gguf_charsmap import is_sound
+from openai_local.engine.gguf.charsmap import is_sound
 
 N_NODES = 512
 LEAF = 1 << 8

@@ -17,7 +17,7 @@ from assets import tiny
 from assets.edit import Type, read, write
 
 from openai_local.engine.errors import InvalidGguf
-from openai_local.engine.gguf_check import read_checked
+from openai_local.engine.gguf.check import read_checked
 
 ROOT = Path(__file__).parent
 N_ACCEPTED = 5  # files that llama.cpp gets, of each model and kind of change

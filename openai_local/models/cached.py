@@ -23,7 +23,7 @@ from urllib.parse import unquote
 from filelock import FileLock, Timeout
 
 from openai_local.engine.config import EngineConfig
-from openai_local.engine.gguf import part_of
+from openai_local.engine.gguf.file import part_of
 from openai_local.models.estimate import MemoryEstimate, estimate
 from openai_local.models.fetch import downloads, web_file
 from openai_local.models.gguf_file import GgufHeader, read_header

@@ -2,7 +2,7 @@
 
 The layout is planned as the engine plans it, with arithmetic in place of its measurement. Weights,
 keys, values and states are what llama.cpp allocates, where an architecture keeps what
-``engine/gguf_layers.py`` knows; compute buffers are near it.
+``engine/gguf/layers.py`` knows; compute buffers are near it.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from openai_local.engine.config import CacheType, EngineConfig
-from openai_local.engine.gguf import TENSOR_TYPES
-from openai_local.engine.gguf_layers import Layer
+from openai_local.engine.gguf.file import TENSOR_TYPES
+from openai_local.engine.gguf.layers import Layer
 from openai_local.engine.machine import free_memory
 from openai_local.engine.memory import (
     EMBEDDING_SEQS,

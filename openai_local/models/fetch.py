@@ -18,7 +18,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import platformdirs
 
 from openai_local.engine.errors import EngineStopped
-from openai_local.engine.gguf import part_of
+from openai_local.engine.gguf.file import part_of
 from openai_local.models.download import (
     Checksum,
     Download,

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Literal
 
 from openai_local.engine.errors import InvalidGguf
-from openai_local.engine.gguf import TOKENS, Array, GgufFile, Tensor
-from openai_local.engine.gguf_check import read_checked
-from openai_local.engine.gguf_facts import Facts
-from openai_local.engine.gguf_layers import Layer, layers_of
+from openai_local.engine.gguf.check import read_checked
+from openai_local.engine.gguf.facts import Facts
+from openai_local.engine.gguf.file import TOKENS, Array, GgufFile, Tensor
+from openai_local.engine.gguf.layers import Layer, layers_of
 
 __all__ = ["GgufHeader", "InvalidGguf", "read_header"]
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
-from openai_local.engine.gguf import part_of
+from openai_local.engine.gguf.file import part_of
 from openai_local.models.sources import HubSource
 
 # As llama-server chooses; where neither is there it takes the first, which may be any.

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from openai_local.engine.gguf import part_of
+from openai_local.engine.gguf.file import part_of
 
 _HUB = re.compile(r"hf:(?P<repo>[^/@:]+/[^/@:]+)(?:@(?P<revision>[^:]+))?(?::(?P<what>.+))?")
 _REPO = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")

@@ -11,7 +11,7 @@ from pathlib import Path
 import llama_cpp as lib
 
 from openai_local.engine.errors import ModelLoadFailed
-from openai_local.engine.gguf_check import read_checked
+from openai_local.engine.gguf.check import read_checked
 from openai_local.engine.machine import physical_cores
 
 native_logger = logging.getLogger("openai_local.llama_cpp")

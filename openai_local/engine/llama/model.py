@@ -16,7 +16,7 @@ from openai_local.engine.backend import Batch, Draw, Floats, State
 from openai_local.engine.config import EngineConfig
 from openai_local.engine.draw import make_draw
 from openai_local.engine.errors import EngineStopped, ModelLoadFailed
-from openai_local.engine.gguf_check import is_searched, read_checked
+from openai_local.engine.gguf.check import is_searched, read_checked
 from openai_local.engine.heap import release_memory
 from openai_local.engine.llama.batch import CBatch, decode, view
 from openai_local.engine.llama.context import measure_cost, new_context, plan_layout

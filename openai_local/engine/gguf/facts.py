@@ -1,6 +1,6 @@
 """A model's metadata by the names that keys have in its architecture, and the types they must have.
 
-Knows no rule of what the values may be: those are ``gguf_check.py``'s.
+Knows no rule of what the values may be: those are ``check.py``'s.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from openai_local.engine.errors import InvalidGguf
-from openai_local.engine.gguf import TOKENS, Array, GgufFile, Tensor
+from openai_local.engine.gguf.file import TOKENS, Array, GgufFile, Tensor
 
 
 class Facts:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Set
 
-from openai_local.engine.gguf import CHARSMAP, TOKEN_TYPES, TOKENS, Array
-from openai_local.engine.gguf_charsmap import is_sound
-from openai_local.engine.gguf_facts import Facts
+from openai_local.engine.gguf.charsmap import is_sound
+from openai_local.engine.gguf.facts import Facts
+from openai_local.engine.gguf.file import CHARSMAP, TOKEN_TYPES, TOKENS, Array
 
 _NULL = -1
 

@@ -10,10 +10,10 @@ import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from openai_local.engine.gguf import Array, GgufFile, read_model
-from openai_local.engine.gguf_facts import Facts
-from openai_local.engine.gguf_layers import head_sizes, windows
-from openai_local.engine.gguf_vocabulary import check_vocabulary
+from openai_local.engine.gguf.facts import Facts
+from openai_local.engine.gguf.file import Array, GgufFile, read_model
+from openai_local.engine.gguf.layers import head_sizes, windows
+from openai_local.engine.gguf.vocabulary import check_vocabulary
 
 # Other things that a GGUF file may be, by its general.type.
 _NO_MODELS: Mapping[str, str] = {

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from openai_local.engine.gguf import Array
-from openai_local.engine.gguf_facts import Facts
+from openai_local.engine.gguf.facts import Facts
+from openai_local.engine.gguf.file import Array
 
 # Where a file does not say which layers have a window: all but one of so many; the one is the
 # last of them, or where it is negative, the first (``load_swa_pattern`` in ``models/*.cpp``).

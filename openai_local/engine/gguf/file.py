@@ -1,6 +1,6 @@
 """What a GGUF file says of itself, read within bounds of memory and time that no file exceeds.
 
-Knows the file format only. What of it llama.cpp can be given is ``gguf_check.py``'s.
+Knows the file format only. What of it llama.cpp can be given is ``check.py``'s.
 """
 
 from __future__ import annotations
