@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from openai_local.engine.backend import Batch, DecodeFailed, Floats
+from openai_local.engine.crowding import Threads
 
 _DECODE_REASONS = {
     1: "no place in the KV memory",
@@ -63,7 +64,15 @@ def view(address: Any, rows: int, columns: int) -> Floats:
     return array
 
 
-def decode(context: Any, batch: Any, call: Any = lib.llama_decode) -> None:
+def decode(
+    context: Any, batch: Any, call: Any = lib.llama_decode, threads: Threads | None = None
+) -> None:
+    """With ``threads``, as many as others leave cores for. Raises DecodeFailed."""
+    if threads is not None:
+        threads.begin()
+        lib.llama_set_n_threads(context, threads.n, threads.n_batch)
     code = call(context, batch)
+    if threads is not None:
+        threads.end()
     if code != 0:
         raise DecodeFailed(code, _DECODE_REASONS.get(code, "unknown"))

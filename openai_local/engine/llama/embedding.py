@@ -10,6 +10,7 @@ import numpy as np
 
 from openai_local.engine.backend import Batch, Floats
 from openai_local.engine.config import EngineConfig
+from openai_local.engine.crowding import Threads
 from openai_local.engine.errors import Unsupported
 from openai_local.engine.llama.batch import CBatch, decode, view
 from openai_local.engine.llama.metadata import pooling
@@ -27,9 +28,7 @@ class LlamaEmbedding:
     pieces; models that look ahead are pooled by llama.cpp, an input at once. So are rerankers, of
     which causal ones score the last token, whatever came in pieces before it."""
 
-    def __init__(
-        self, model: Any, config: EngineConfig, info: ModelInfo, threads: tuple[int, int]
-    ) -> None:
+    def __init__(self, model: Any, config: EngineConfig, info: ModelInfo, threads: Threads) -> None:
         self.whole_inputs = not info.can_generate
         stateful = lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model)
         self.n_seq = EMBEDDING_SEQS_STATEFUL if stateful else EMBEDDING_SEQS
@@ -53,7 +52,8 @@ class LlamaEmbedding:
         params.n_seq_max = self.n_seq
         params.kv_unified = True
         params.embeddings = True
-        params.n_threads, params.n_threads_batch = threads
+        self._threads = threads
+        params.n_threads, params.n_threads_batch = threads.n, threads.n_batch
         params.no_perf = True
         params.swa_full = False
         if config.flash_attn is not None:
@@ -69,9 +69,10 @@ class LlamaEmbedding:
         slots, starts, counts = np.unique(batch.slots, return_index=True, return_counts=True)
         if self.whole_inputs:
             # What was made to generate keeps its memory, also where it was taught to look ahead.
-            decode(self._context, c_batch, lib.llama_decode if self._memory else lib.llama_encode)
+            call = lib.llama_decode if self._memory else lib.llama_encode
+            decode(self._context, c_batch, call, self._threads)
             return np.stack([self._pooled(int(slot)) for slot in slots])
-        decode(self._context, c_batch)
+        decode(self._context, c_batch, threads=self._threads)
         if self.ranks:
             return np.stack([self._pooled(int(slot)) for slot in slots])
         rows = view(lib.llama_get_embeddings(self._context), len(batch), self._n_embd)

@@ -14,6 +14,7 @@ import numpy as np
 
 from openai_local.engine.backend import Batch, Draw, Floats, State
 from openai_local.engine.config import EngineConfig
+from openai_local.engine.crowding import Threads
 from openai_local.engine.draw import make_draw
 from openai_local.engine.errors import EngineStopped, ModelLoadFailed
 from openai_local.engine.gguf.check import is_searched, read_checked
@@ -62,6 +63,8 @@ class LlamaBackend:
         self._n_rows = 0  # of what was started last
         # On a GPU the work is queued, and whoever asks for logits waits for it.
         self.asynchronous = config.n_gpu_layers != 0 and bool(lib.llama_supports_gpu_offload())
+        n_threads = config.n_threads or physical_cores()
+        self._threads = Threads(n_threads, config.n_threads_batch or n_threads)
         self._copying: set[int] = set()  # slots of copies that are not done yet
         self._model = self._load_model(loading or Loading(config.model.name), is_trial)
         try:
@@ -89,7 +92,12 @@ class LlamaBackend:
         return f"{file_digest(self._config.model)} {context}"
 
     def start(self, batch: Batch) -> None:
-        decode(self._context, self._batch.fill(batch))
+        decode(
+            self._context,
+            self._batch.fill(batch),
+            # A GPU computes after the call.
+            threads=None if self.asynchronous else self._threads,
+        )
         self._copying.clear()
         self._n_rows = int(np.count_nonzero(batch.outputs))
 
@@ -163,7 +171,7 @@ class LlamaBackend:
         return make_draw(sampling, seed, self._room)
 
     def open_embedding(self) -> LlamaEmbedding:
-        return LlamaEmbedding(self._model, self._config, self.info, self._threads())
+        return LlamaEmbedding(self._model, self._config, self.info, self._threads)
 
     def close(self) -> None:
         if hasattr(self, "vocabulary"):
@@ -213,7 +221,8 @@ class LlamaBackend:
     def _open_context(self) -> None:
         model, config, placement = self._model, self._config, self._placement()
         causal = meta(model, f"{arch(model)}.attention.causal") != "false"
-        cost = measure_cost(model, config, self._threads()) if causal else None
+        counts = (self._threads.n, self._threads.n_batch)
+        cost = measure_cost(model, config, counts) if causal else None
         plan = plan_layout(model, config, cost, placement)
         n_ctx, n_parallel = plan.n_ctx, plan.n_parallel
         self.unified, self.n_slots, self.n_cells = plan.unified, n_parallel, 0
@@ -226,7 +235,7 @@ class LlamaBackend:
             if self.shares_cells and not self._stateful:
                 # Names of sequences cost nothing here, and idle ones keep what they computed.
                 self.n_slots = min(2 * n_parallel, lib.llama_max_parallel_sequences())
-            self._context = new_context(model, config, plan, self.n_slots, self._threads())
+            self._context = new_context(model, config, plan, self.n_slots, counts)
             self._memory = lib.llama_get_memory(self._context)
             # The context is rounded up; what was asked for is the bound.
             n_ctx = min(n_ctx, lib.llama_n_ctx_seq(self._context))
@@ -274,10 +283,6 @@ class LlamaBackend:
             return n_ctx
         # What a window has left behind may be gone a batch later.
         return min(self._config.n_ubatch, self.n_batch, n_ctx - 1)
-
-    def _threads(self) -> tuple[int, int]:
-        n = self._config.n_threads or physical_cores()
-        return n, self._config.n_threads_batch or n
 
     def _warm_up(self) -> None:
         """Touch the weights, so that the first request does not pay for it."""
