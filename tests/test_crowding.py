@@ -100,6 +100,17 @@ def test_where_more_threads_turn_out_to_be_too_many_it_waits_longer_each_time() 
     assert waits[-1] >= MAX_HOLD_S and sorted(waits)[: len(waits) - 2] == waits[: len(waits) - 2]
 
 
+def test_a_neighbour_that_comes_much_later_is_given_way_no_longer_than_the_first() -> None:
+    machine = Machine(2, n_others=1)
+    threads = of(machine, 2)
+    for _ in range(4):
+        machine.n_others = 1
+        assert machine.run(threads, 200) == 1
+        machine.n_others = 0
+        assert machine.run(threads, 30) == 2
+        assert machine.run(threads, 300) == 2
+
+
 def test_pauses_are_no_waiting() -> None:
     machine = Machine(2)
     threads = of(machine, 2)
@@ -127,5 +138,6 @@ def test_the_scheduler_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "cpu  9 9 9 900 9 0 0 0 0 0\ncpu0 1 1 1 200 50 0 0 0 0 0\ncpu1 0 0 0 999 0 0 0 0 0 0\n"
         "cpu11 1 1 1 100 0 0 0 0 0 0\nintr 5\n"
     )
+    (tmp_path / "proc/self/task/9").mkdir()  # a thread that has just ended
     assert sample(tmp_path) == Sample({"7": (1.5, 0.25), "8": (0.0, 0.0)}, 3.5)
     assert sample(tmp_path / "nothing") is None

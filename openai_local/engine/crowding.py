@@ -11,6 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,8 +26,9 @@ BUSY_SHARE = 0.8
 # alone it is 0.5; beside an event loop and its clients under load it was at most 0.08.
 CROWDED_SHARE = 0.3
 FREE_CORE = 0.7
-# After a change for the better, and at most, if that turns out to be none.
+# How long there are fewer at least; each time that more were in vain twice as long, up to the most.
 HOLD_S, MAX_HOLD_S = 2.0, 60.0
+SOON_S = 10.0
 _JIFFY_S = 1 / (os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100)
 
 
@@ -44,21 +46,19 @@ def sample(root: Path = ROOT) -> Sample | None:
     threads = {}
     try:
         for task in os.listdir(root / "proc/self/task"):
-            ran, waited, _ = _words(root / f"proc/self/task/{task}/schedstat")
-            threads[task] = (int(ran) / 1e9, int(waited) / 1e9)
+            with suppress(OSError):  # it has just ended
+                text = (root / f"proc/self/task/{task}/schedstat").read_text()
+                ran, waited, _ = text.split()
+                threads[task] = (int(ran) / 1e9, int(waited) / 1e9)
         cpus = {f"cpu{number}" for number in allowed_cpus()}
         lines = (root / "proc/stat").read_text().splitlines()
         # cpu0 user nice system idle iowait …, in jiffies.
         idle = sum(
             int(words[4]) + int(words[5]) for words in map(str.split, lines) if words[0] in cpus
         )
-    except (OSError, ValueError, IndexError):  # a thread that has just ended, or no Linux
+    except (OSError, ValueError, IndexError):  # no Linux, or one that keeps it to itself
         return None
     return Sample(threads, idle * _JIFFY_S)
-
-
-def _words(path: Path) -> list[str]:
-    return path.read_text().split()
 
 
 class Threads:
@@ -79,7 +79,7 @@ class Threads:
         self._began = self._ended = self._busy_s = 0.0
         self._hold_s = HOLD_S
         self._not_before = 0.0  # may there be more again
-        self._raised = False
+        self._raised_at = -MAX_HOLD_S
 
     @property
     def n_batch(self) -> int:
@@ -129,13 +129,15 @@ class Threads:
 
     def _lower(self, n_lacking: float, now: float) -> None:
         self.n = max(1, self.n - max(1, round(n_lacking)))
-        self._hold_s = min(2 * self._hold_s, MAX_HOLD_S) if self._raised else HOLD_S
-        self._not_before, self._raised = now + self._hold_s, False
+        # What came back at once had only rested since we gave way.
+        in_vain = now - self._raised_at < SOON_S
+        self._hold_s = min(2 * self._hold_s, MAX_HOLD_S) if in_vain else HOLD_S
+        self._not_before = now + self._hold_s
         text = "other work wants the cores: computing with %d threads of %d"
         logger.info(text, self.n, self.n_max)
 
     def _raise(self, n_idle: float) -> None:
         if n_idle >= FREE_CORE:
             self.n = min(self.n_max, self.n + int(n_idle + 1 - FREE_CORE))
-            self._raised = True
+            self._raised_at = self._clock()
             logger.info("cores are free: computing with %d threads of %d", self.n, self.n_max)
